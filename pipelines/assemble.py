@@ -1,0 +1,116 @@
+"""Feature columns as the vector that an MLlib family wants.
+
+Linear models and networks see ids one-hot and sparse; trees see them as nominal attributes; sparse inputs stay
+sparse. An id is never read as a number.
+"""
+
+from collections.abc import Sequence
+
+from pyspark.ml.feature import OneHotEncoder, VectorAssembler
+from pyspark.ml.functions import array_to_vector
+from pyspark.ml.linalg import VectorUDT
+from pyspark.sql import Column as SparkColumn
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import StructField, StructType
+
+from pipelines.config.catalog import TREES
+from pipelines.lake import Column, Contract
+
+VECTOR = "features_vector"
+_SPARSE_VECTOR = 0  # VectorUDT's type tag
+
+
+def assemble(rows: DataFrame, contract: Contract, *, estimator: str) -> DataFrame:
+    """`rows` with the inputs of the contract as one vector column, `VECTOR`.
+
+    Args:
+        rows: With the contract's input columns.
+        contract: Their meaning.
+        estimator: The MLlib class that reads the vector.
+    """
+    one_hot = estimator not in TREES
+    given = list(rows.columns)
+    parts: list[str] = []
+    inputs = list(contract.inputs)
+    for column in inputs:
+        name = f"_vector_{column.name}"
+        if column.kind == "ids":
+            rows, names = _add_ids(rows, column, one_hot=one_hot)
+            parts += names
+            continue
+        if column.kind == "sparse_weights":
+            continue
+        if column.kind == "sparse_ids":
+            rows = _add_sparse(rows, column, name)
+        elif column.kind == "image":
+            rows = rows.withColumn(name, array_to_vector(_pixels(column)))
+        else:
+            rows = rows.withColumn(name, array_to_vector(F.col(column.name)))
+        rows = rows.withMetadata(name, {"ml_attr": {"num_attrs": _width(column)}})
+        parts.append(name)
+    if len(parts) == 1 and contract.inputs[0].kind != "ids":
+        return rows.withColumnRenamed(parts[0], VECTOR).select(*given, VECTOR)
+    return VectorAssembler(inputCols=parts, outputCol=VECTOR).transform(rows).select(*given, VECTOR)
+
+
+def num_bins(contract: Contract) -> int:
+    """The `maxBins` that the widest nominal attribute needs."""
+    return max([2, *(size for column in contract.inputs if column.kind == "ids" for size in column.sizes)])
+
+
+def vector_size(contract: Contract, *, estimator: str) -> int:
+    """Places of the assembled vector."""
+    size = 0
+    for column in contract.inputs:
+        if column.kind == "ids":
+            size += len(column.sizes) if estimator in TREES else sum(column.sizes)
+        elif column.kind != "sparse_weights":
+            size += _width(column)
+    return size
+
+
+def _width(column: Column) -> int:
+    return column.sizes[0] if column.kind == "sparse_ids" else column.width
+
+
+def _add_ids(rows: DataFrame, column: Column, *, one_hot: bool) -> tuple[DataFrame, list[str]]:
+    nominal = [f"_nominal_{column.name}_{place}" for place in range(len(column.sizes))]
+    for place, (name, size) in enumerate(zip(nominal, column.sizes, strict=True)):
+        attribute = {"ml_attr": {"type": "nominal", "vals": [str(i) for i in range(size)], "name": column.names[place]}}
+        rows = rows.withColumn(name, F.col(column.name)[place].cast("double")).withMetadata(name, attribute)
+    if not one_hot:
+        return rows, nominal
+    encoded = [f"{name}_one_hot" for name in nominal]
+    encoder = OneHotEncoder(inputCols=nominal, outputCols=encoded, dropLast=False)
+    return encoder.fit(rows).transform(rows), encoded
+
+
+def _add_sparse(rows: DataFrame, column: Column, name: str) -> DataFrame:
+    """A sparse vector from padded ids and weights.
+
+    No public function makes one from columns; JSON does, through VectorUDT's own struct of (type, size, indices,
+    values), and doubles survive it exactly.
+    """
+    weights = column.name.removesuffix("_ids") + "_weights"
+    pairs = F.filter(F.arrays_zip(column.name, weights), lambda pair: pair[weights] != 0)
+    vector = F.struct(
+        F.lit(_SPARSE_VECTOR).alias("type"),
+        F.lit(column.sizes[0]).alias("size"),
+        F.transform(pairs, lambda pair: pair[column.name]).alias("indices"),
+        F.transform(pairs, lambda pair: pair[weights].cast("double")).alias("values"),
+    )
+    schema = StructType([StructField("vector", VectorUDT())])
+    return rows.withColumn(name, F.from_json(F.to_json(F.struct(vector.alias("vector"))), schema)["vector"])
+
+
+def _pixels(column: Column) -> SparkColumn:
+    """Bytes as scaled doubles: Latin-1 maps each byte to the character of the same number."""
+    low, high = column.scale
+    characters = F.split(F.decode(column.name, "ISO-8859-1"), "")
+    return F.transform(characters, lambda c: F.ascii(c) * F.lit((high - low) / 255.0) + F.lit(low))
+
+
+def input_names(contract: Contract) -> Sequence[str]:
+    """The contract's input columns by name."""
+    return [column.name for column in contract.inputs]

@@ -1,0 +1,134 @@
+"""Fit MLlib estimators by name, with their own parameter names, and log them in MLflow."""
+
+import shutil
+import time
+from typing import Any
+
+import pyspark.ml.classification
+import pyspark.ml.regression
+from pyspark.errors import PySparkException
+from pyspark.ml import Estimator as MLlibEstimator
+from pyspark.ml import Model
+from pyspark.ml.linalg import DenseMatrix, DenseVector
+from pyspark.sql import DataFrame
+from pyspark.storagelevel import StorageLevel
+
+from pipelines import tracking
+from pipelines.assemble import VECTOR, assemble, num_bins, vector_size
+from pipelines.config.catalog import ESTIMATORS, TREES
+from pipelines.config.learning import Estimator
+from pipelines.errors import ConfigError, one_line
+from pipelines.features.fitted import Bundle, FittedFeatures
+from pipelines.lake import Contract, Snapshot, lake_root
+from pipelines.session import get_session, spark_progress
+from pipelines.stage import Given, Made
+from pipelines.tables import read_table
+from pipelines.tracking import ModelRef
+
+_MATRICES = ("lowerBoundsOnCoefficients", "upperBoundsOnCoefficients")
+_VECTORS = ("initialWeights", "lowerBoundsOnIntercepts", "upperBoundsOnIntercepts")
+
+
+def build(given: Given) -> Made:
+    """Fit each estimator of the config on the training table.
+
+    Raises:
+        ConfigError: MLlib refuses a parameter's value, or the features do not suit the estimator.
+    """
+    config = given.config
+    spark = get_session(config)
+    features = given.inputs["features"].result
+    snapshot = Snapshot.model_validate(features["snapshots"]["train"])
+    assert snapshot.contract is not None, "a feature table carries its contract"
+    given.run.dataset(snapshot, name="features_train", context="training")
+    refs, lines = [], []
+    for wanted in config.classic:
+        with spark_progress(spark, f"classic: {wanted.estimator}"):
+            estimator = make_estimator(wanted, snapshot.contract, seed=config.seed)
+            rows = assemble(read_table(spark, snapshot), snapshot.contract, estimator=wanted.estimator)
+            model, seconds = _fit(estimator, rows.select("label", VECTOR))
+        ref = _log(model, wanted, given, snapshot, seconds)
+        refs.append(ref)
+        lines.append(f"{wanted.estimator} fitted on {snapshot.rows:,} rows in {seconds:.1f} s")
+    return Made(
+        rows=snapshot.rows,
+        result={"models": [ref.model_dump(mode="json") for ref in refs]},
+        outputs=[output for ref in refs for output in (ref.uri, ref.path)],
+        lines=lines,
+    )
+
+
+def make_estimator(wanted: Estimator, contract: Contract, *, seed: int) -> "MLlibEstimator[Any]":
+    """The MLlib estimator of a config entry.
+
+    The config's seed is set where the estimator takes one, and `maxBins` is raised to the widest vocabulary.
+
+    Raises:
+        ConfigError: MLlib refuses a value.
+    """
+    name = wanted.estimator
+    classes = pyspark.ml.regression if hasattr(pyspark.ml.regression, name) else pyspark.ml.classification
+    params = {key: _value(key, value) for key, value in wanted.params.items()}
+    if "seed" in ESTIMATORS[name]:
+        params.setdefault("seed", seed)
+    if name in TREES:
+        params["maxBins"] = max(params.get("maxBins", 32), num_bins(contract))
+    try:
+        estimator: MLlibEstimator[Any] = getattr(classes, name)(labelCol="label", featuresCol=VECTOR, **params)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"classic: {name}: {one_line(str(error))}") from None
+    size = vector_size(contract, estimator=name)
+    layers = wanted.params.get("layers")
+    if layers and (layers[0] != size or layers[-1] != len(contract.label.classes)):
+        raise ConfigError(
+            f"classic: {name}: layers: wanted {size} inputs first and {len(contract.label.classes)} classes last, seen "
+            f"{layers}"
+        )
+    return estimator
+
+
+def _value(key: str, value: Any) -> Any:
+    if key in _MATRICES:
+        rows = [[float(x) for x in row] for row in value]
+        return DenseMatrix(len(rows), len(rows[0]), [x for row in rows for x in row], isTransposed=True)
+    return DenseVector(value) if key in _VECTORS else value
+
+
+def _fit(estimator: "MLlibEstimator[Any]", rows: DataFrame) -> "tuple[Model, float]":
+    """Fit on rows that are kept in memory or on disk meanwhile: MLlib reads them many times."""
+    rows = rows.persist(StorageLevel.MEMORY_AND_DISK)
+    started = time.monotonic()
+    try:
+        model: Model = estimator.fit(rows)
+    except PySparkException as error:
+        text = str(error)
+        if "requirement failed" in text or "IllegalArgument" in type(error).__name__:
+            raise ConfigError(f"classic: {type(estimator).__name__}: MLlib refuses: {one_line(text, limit=300)}") from None
+        raise
+    finally:
+        rows.unpersist()
+    return model, time.monotonic() - started
+
+
+def _log(model: Model, wanted: Estimator, given: Given, snapshot: Snapshot, seconds: float) -> ModelRef:
+    """Save the model under the lake and log it in MLflow."""
+    name = wanted.estimator
+    path = lake_root() / "models" / given.config.workload / name
+    shutil.rmtree(path, ignore_errors=True)
+    model.write().overwrite().save(str(path))  # type: ignore[attr-defined]
+    given.run.params({f"{name}.{key}": value for key, value in wanted.params.items()})
+    given.run.metrics({f"{name}/fit_seconds": seconds})
+    fitted = FittedFeatures.model_validate(given.inputs["features"].result["fitted"])
+    assert snapshot.contract is not None, "a feature table carries its contract"
+    bundle = Bundle(name=name, kind="classic", fitted=fitted, contract=snapshot.contract)
+    uri, size = tracking.log_classic(model, name, bundle=bundle)
+    return ModelRef(
+        name=name,
+        kind="classic",
+        uri=uri,
+        path=str(path),
+        size_bytes=size,
+        snapshot=snapshot.digest,
+        features=fitted.digest,
+        fit_seconds=round(seconds, 3),
+    )

@@ -1,0 +1,118 @@
+"""What the jobs share: arguments, exit codes, and one clear line for whatever goes wrong.
+
+Exit codes: 0 done, 1 fault, 2 config, 3 refused, 130 interrupted, 143 ended.
+"""
+
+import argparse
+import errno
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from pipelines import session
+from pipelines.config import Config, load_config
+from pipelines.config.load import lake_root
+from pipelines.errors import DataError, HeadraceError, LakeError, one_line
+from pipelines.run import declared, run_stages
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+    """The arguments that every job takes."""
+    found = argparse.ArgumentParser(
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Exit codes: 0 done, 1 fault, 2 config error, 3 refused by the gate, 130 interrupted.",
+    )
+    found.add_argument("config", help="the workload's file, such as conf/digits.yaml")
+    found.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override, train.epochs=1"
+    )
+    found.add_argument("--properties-file", help="Spark's properties (default: conf/spark.conf); not under spark-submit")
+    return found
+
+
+def run_job(doc: str, stages: Sequence[str] | None = None) -> int:
+    """Run the stages, all that the config declares by default, and return the exit code."""
+    arguments = parser(doc).parse_args()
+
+    def work(config: Config) -> None:
+        run_stages(config, list(stages) if stages else declared(config))
+
+    return guarded(arguments, work)
+
+
+def guarded(arguments: argparse.Namespace, work: Callable[[Config], None]) -> int:
+    """Load the config, do the work, and turn what goes wrong into one line and an exit code."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    again = "the same command goes on where it stopped"
+    try:
+        if arguments.properties_file:
+            session.use_properties(arguments.properties_file)
+        work(load_config(arguments.config, arguments.overrides))
+    except KeyboardInterrupt:
+        print(f"interrupted; {again}", file=sys.stderr)
+        return 130
+    except SystemExit as error:
+        print(f"ended; {again}", file=sys.stderr)
+        return int(error.code or 0)
+    except Exception as error:
+        known = explain(error)
+        for line in str(known).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return known.exit_code
+    finally:
+        session.stop_session()
+    return 0
+
+
+def _on_sigterm(*_: object) -> None:
+    raise SystemExit(143)
+
+
+def explain(error: BaseException) -> HeadraceError:
+    """The error as one that a user can read.
+
+    A message of ours that was raised on a worker is found in Spark's report; an error that nobody foresaw is
+    named in one line, and its traceback is kept in the lake.
+    """
+    if isinstance(error, HeadraceError):
+        return error
+    text = _whole_text(error)
+    if ours := re.search(r"pipelines\.errors\.\w+: (.+)", text):
+        return DataError(ours.group(1).strip())
+    if "No space left on device" in text or "disk is full" in text or getattr(error, "errno", 0) == errno.ENOSPC:
+        return LakeError(f"{lake_root()}: the disk is full; free space and run the same command again")
+    if "FAILED_READ_FILE" in text:
+        file = re.search(r"file:/*(/\S+?)[.,]?\s", text)
+        cause = re.search(r"Caused by: (?:[\w.$]+\.)?(\w+(?:Exception|Error)[^\n]*)", text)
+        return DataError(
+            f"{file.group(1) if file else 'a raw file'}: cannot be read: {cause.group(1) if cause else 'damaged'}; "
+            "fetch the file again"
+        )
+    where = "its traceback could not be kept"
+    try:
+        log = lake_root() / "logs" / f"traceback-{os.getpid()}.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("".join(traceback.format_exception(error)) + text, encoding="utf-8")
+        where = f"traceback: {log}"
+    except OSError:
+        pass
+    return HeadraceError(f"unforeseen {type(error).__name__}: {one_line(str(error), limit=300)}; {where}")
+
+
+def _whole_text(error: BaseException) -> str:
+    """The error's message with the Java stack behind it, where there is one."""
+    parts = [str(error)]
+    origin = getattr(error, "_origin", None)  # pyspark keeps the py4j error here
+    for candidate in (error, origin):
+        java = getattr(candidate, "java_exception", None)
+        if java is not None:
+            try:
+                parts.append(str(candidate))
+            except Exception:
+                continue
+    cause = error.__cause__ or error.__context__
+    return "\n".join(parts) + (f"\n{_whole_text(cause)}" if cause else "")

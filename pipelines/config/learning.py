@@ -1,0 +1,175 @@
+"""The sections of what learns: MLlib estimators, the torch network and its training."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from pipelines.config import catalog
+from pipelines.config.base import Positive, Section, known_name
+
+class Estimator(Section):
+    """An MLlib estimator with its own parameters."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    estimator: str = Field(
+        description="The estimator's class name.", json_schema_extra={"enum": sorted(catalog.ESTIMATORS)}
+    )
+
+    @model_validator(mode="after")
+    def _known(self) -> "Estimator":
+        known_name("an estimator", self.estimator, list(catalog.ESTIMATORS))
+        for name in self.params:
+            known_name(f"a parameter of {self.estimator}", name, catalog.ESTIMATORS[self.estimator])
+        return self
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The estimator's parameters as written."""
+        return dict(self.model_extra or {})
+
+
+class Model(Section):
+    """A torch network with its own parameters."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    network: str = Field(
+        description="softmax, mlp, cnn, deep_and_cross, or `package.module:Class` of your own; its constructor's "
+        "parameters stand beside it.",
+        examples=sorted(catalog.NETWORKS),
+    )
+
+    @model_validator(mode="after")
+    def _known(self) -> "Model":
+        if ":" not in self.network:
+            known_name("a network or a path 'module:Class'", self.network, list(catalog.NETWORKS))
+            for name in self.params:
+                known_name(f"a parameter of {self.network}", name, catalog.NETWORKS[self.network])
+        return self
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The network's parameters as written."""
+        return dict(self.model_extra or {})
+
+
+class Named(Section):
+    """An optimizer or a schedule by its torch name, with its own parameters; a bare name stands for defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str = Field(description="The class name in torch.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters as written."""
+        return dict(self.model_extra or {})
+
+
+class Optimizer(Named):
+    """An optimizer of torch.optim."""
+
+    name: str = Field(
+        default="Adam",
+        description="The class name in torch.optim.",
+        json_schema_extra={"enum": sorted(catalog.OPTIMIZERS)},
+    )
+
+    @model_validator(mode="after")
+    def _known(self) -> "Optimizer":
+        known_name("an optimizer", self.name, list(catalog.OPTIMIZERS))
+        for name in self.params:
+            known_name(f"a parameter of {self.name}", name, catalog.OPTIMIZERS[self.name])
+        return self
+
+
+class Schedule(Named):
+    """A learning-rate schedule of torch.optim.lr_scheduler, stepped after every batch."""
+
+    name: str = Field(
+        description="The class name in torch.optim.lr_scheduler. `T_max`, `total_steps` and `total_iters` default "
+        "to the steps of the whole run.",
+        json_schema_extra={"enum": sorted(catalog.SCHEDULES)},
+    )
+
+    @model_validator(mode="after")
+    def _known(self) -> "Schedule":
+        known_name("a schedule", self.name, list(catalog.SCHEDULES))
+        for name in self.params:
+            known_name(f"a parameter of {self.name}", name, catalog.SCHEDULES[self.name])
+        return self
+
+
+class EarlyStopping(Section):
+    """Stop when the validation split no longer improves, and keep the best epoch."""
+
+    metric: Literal["loss", "accuracy", "rmse"] = Field(default="loss", description="The validation metric watched.")
+    patience: Positive = Field(default=3, description="Epochs without improvement before the run stops.")
+
+
+class Train(Section):
+    """Distributed training of the network."""
+
+    ranks: Positive = Field(default=2, description="Processes that train together.")
+    lanes: Positive | None = Field(
+        default=None,
+        description="Parallel row streams an epoch is cut into; batch_size is divisible by it. Default: the largest "
+        "divisor of batch_size that is at most 16 and at least the ranks.",
+    )
+    window: Positive = Field(default=4, description="Shards whose rows are shuffled together.")
+    batch_size: Positive = Field(default=256, description="Rows of a step over all ranks (the global batch).")
+    epochs: Positive = Field(default=5, description="Passes over the training split.")
+    lr: Annotated[float, Field(gt=0)] = Field(default=1e-3, description="Learning rate.")
+    optimizer: Optimizer = Field(default=Optimizer(), description="Adam, SGD, AdamW, ... with its parameters.")
+    schedule: Schedule | None = Field(default=None, description="How the learning rate moves over the run.")
+    early_stopping: EarlyStopping | None = Field(default=None, description="Stop on the validation split.")
+    clip_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="Clip the norm of the gradient to this."
+    )
+    strategy: Literal["data_parallel"] = Field(default="data_parallel", description="How the work is split.")
+    launcher: Literal["auto", "spark", "torchrun"] = Field(
+        default="auto",
+        description="spark: TorchDistributor. torchrun: no Spark needed. auto: spark where a session is up or the "
+        "master is not local, else torchrun.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: CUDA where every rank has one.")
+    amp: bool = Field(default=True, description="bf16 autocast on CUDA devices.")
+    threads: Positive | None = Field(
+        default=None, description="torch threads a rank. Default: the cores divided by the ranks of a machine."
+    )
+    prefetch_mb: Positive = Field(default=64, description="Memory a rank may hold in batches made ahead, in MB.")
+    timeout_s: Positive = Field(default=300, description="A collective that waits longer fails, in seconds.")
+
+    @model_validator(mode="after")
+    def _lanes_fit(self) -> "Train":
+        batch, ranks = self.batch_size, self.ranks
+        if self.lanes is None:
+            if self.num_lanes < ranks:
+                better = ranks * max(1, round(batch / ranks))
+                raise ValueError(
+                    f"batch_size: wanted a multiple of some lane count of at least {ranks} ranks, seen {batch}; "
+                    f"nearest: {better}"
+                )
+            return self
+        if self.lanes < ranks:
+            raise ValueError(f"lanes: wanted at least the {ranks} ranks, seen {self.lanes}")
+        if batch % self.lanes:
+            better = self.lanes * max(1, round(batch / self.lanes))
+            raise ValueError(f"batch_size: wanted a multiple of {self.lanes} lanes, seen {batch}; nearest: {better}")
+        return self
+
+    @property
+    def num_lanes(self) -> int:
+        """C, the lanes of the run."""
+        if self.lanes is not None:
+            return self.lanes
+        limit = max(16, self.ranks)
+        return max(c for c in range(1, min(limit, self.batch_size) + 1) if self.batch_size % c == 0)
+
+

@@ -1,0 +1,171 @@
+"""The whole config of a workload, and the sections of what happens after training."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipelines.config import catalog
+from pipelines.config.base import Name, Natural, Positive, Section, Share, Strings, known_name
+from pipelines.config.data import NUMERIC, HashSplit, Source, Split
+from pipelines.config.features import Features, Input
+from pipelines.config.learning import Estimator, Model, Train
+
+METRICS = ("accuracy", "log_loss", "auc", "pr_auc", "rmse", "mae", "r2")
+LOWER_IS_BETTER = frozenset({"log_loss", "rmse", "mae"})
+METRICS_OF = {
+    "binary": ("accuracy", "log_loss", "auc", "pr_auc"),
+    "multiclass": ("accuracy", "log_loss"),
+    "real": ("rmse", "mae", "r2"),
+}
+Metric = Literal["accuracy", "log_loss", "auc", "pr_auc", "rmse", "mae", "r2"]
+
+
+class Bounds(Section):
+    """Limits of a metric."""
+
+    min: float | None = Field(default=None, description="Refused below.")
+    max: float | None = Field(default=None, description="Refused above.")
+
+
+class Gate(Section):
+    """What a candidate must reach on the test split before it is registered."""
+
+    metric: Metric | None = Field(
+        default=None,
+        description="Picks the candidate on the validation split. Default: auc, accuracy or rmse by label kind.",
+    )
+    require: dict[Metric, Bounds] = Field(default={}, description="Bounds on test metrics.")
+    champion_confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(
+        default=0.95,
+        description="Refused when a paired bootstrap says, with this confidence, that the champion is better.",
+    )
+    slices: list[Name] = Field(default=[], description="Columns of the source by whose values metrics are shown.")
+
+
+class Score(Section):
+    """Batch inference on Spark with the champion."""
+
+    paths: Strings | None = Field(
+        default=None, description="Raw files to score, in the source's format. Default: the rows of `split`."
+    )
+    split: str = Field(default="all", description="Without `paths`: which ingested rows to score; a split, or all.")
+    alias: Name = Field(default="champion", description="The alias of the registered model that scores.")
+
+
+class Keep(Section):
+    """What is kept; the rest is removed when a later run has finished."""
+
+    checkpoints: Positive = Field(default=2, description="Checkpoints of a training run, the best one beside them.")
+    runs: Positive = Field(
+        default=20, description="Finished pipeline runs a workload in MLflow; those with a registered model stay."
+    )
+
+
+class LakeOptions(Section):
+    """Where the lake is."""
+
+    shared: bool = Field(default=False, description="All nodes of the cluster see the lake under the same path.")
+
+
+class Config(Section):
+    """One workload, whole."""
+
+    workload: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] = Field(
+        description="Its name: tables, runs and the registered model carry it."
+    )
+    seed: Natural = Field(default=0, description="The one seed of splits, row order, estimators and networks.")
+    source: Source = Field(description="Raw data.")
+    split: Split = Field(default=Split(), description="Train, validation and test.")
+    features: Features = Field(description="The fitted transform.")
+    classic: list[Estimator] = Field(default=[], description="MLlib estimators to fit.")
+    model: Model | None = Field(default=None, description="A torch network to train.")
+    train: Train = Field(default=Train(), description="How the network is trained.")
+    gate: Gate = Field(default=Gate(), description="What a candidate must reach.")
+    score: Score = Field(default=Score(), description="Batch inference.")
+    keep: Keep = Field(default=Keep(), description="What is kept.")
+    lake: LakeOptions = Field(default=LakeOptions(), description="Where the lake is.")
+
+    @model_validator(mode="after")
+    def _splits(self) -> "Config":
+        if self.split.given:
+            if set(self.split.given) != set(self.source.splits):
+                raise ValueError(
+                    f"split.given: wanted the names in source.paths ({', '.join(self.source.splits) or 'none'}), "
+                    f"seen {', '.join(self.split.given)}"
+                )
+        elif self.source.splits:
+            raise ValueError("split.given: wanted, because source.paths names splits; seen none")
+        if self.candidates > 1 and "validation" not in self.split.names:
+            raise ValueError(
+                f"split.validation: wanted, because {self.candidates} candidates are compared on it; seen none"
+            )
+        if self.train.early_stopping and "validation" not in self.split.names:
+            raise ValueError("split.validation: wanted, because train.early_stopping watches it; seen none")
+        if self.score.split not in ("all", *self.split.names):
+            known_name("score.split: a split or 'all'", self.score.split, ["all", *self.split.names])
+        return self
+
+    @model_validator(mode="after")
+    def _columns(self) -> "Config":
+        columns = list(self.source.columns)
+        known_name("features.label.column: a column of the schema", self.features.label.column, columns)
+        for name, group in self.features.inputs.items():
+            for column in group.columns:
+                known_name(f"features.inputs.{name}.columns: a column of the schema", column, columns)
+                if column == self.features.label.column:
+                    raise ValueError(f"features.inputs.{name}.columns: wanted inputs, seen the label {column!r}")
+                self._check_type(name, column, self.source.columns[column], group)
+        for where, names in (
+            ("gate.slices", self.gate.slices),
+            ("split.hash.by", (self.split.by_hash or HashSplit()).by),
+        ):
+            for column in names:
+                known_name(f"{where}: a column of the schema", column, columns)
+        return self
+
+    @staticmethod
+    def _check_type(name: str, column: str, dtype: str, group: Input) -> None:
+        step_names = [step.name for step in group.steps]
+        wanted: tuple[str, ...] = (*NUMERIC, "boolean")
+        if step_names and step_names[-1] in ("vocabulary", "hash"):
+            wanted = (*NUMERIC, "boolean", "string", "date")
+        elif group.kind == "image":
+            wanted = ("binary",)
+        elif group.kind == "sparse":
+            wanted = ("sparse(N)",)
+        elif step_names == ["vector"]:
+            wanted = tuple(f"array<{numeric}>" for numeric in NUMERIC)
+        if re.sub(r"\(\d+\)", "(N)", dtype) not in wanted:
+            raise ValueError(
+                f"features.inputs.{name}: column {column!r}: wanted type {' or '.join(wanted)} for steps {step_names}, "
+                f"seen {dtype}"
+            )
+
+    @model_validator(mode="after")
+    def _models(self) -> "Config":
+        kind = self.features.label.kind
+        names = [estimator.estimator for estimator in self.classic]
+        for name in names:
+            if (name in catalog.REGRESSORS) != (kind == "real"):
+                raise ValueError(f"classic: {name} does not fit a {kind} label")
+            if name in catalog.BINARY_ESTIMATORS and kind == "multiclass":
+                raise ValueError(f"classic: {name} takes two classes only, the label is multiclass")
+            if names.count(name) > 1:
+                raise ValueError(f"classic: wanted each estimator once, seen {name} {names.count(name)} times")
+        for metric in (self.gate_metric, *self.gate.require):
+            known_name(f"gate: a metric of a {kind} label", metric, METRICS_OF[kind])
+        if not self.candidates:
+            raise ValueError("wanted a 'model' or a 'classic' section, seen neither")
+        return self
+
+    @property
+    def candidates(self) -> int:
+        """How many models are compared."""
+        return len(self.classic) + (self.model is not None)
+
+    @property
+    def gate_metric(self) -> Metric:
+        """The metric that picks the candidate."""
+        defaults: dict[str, Metric] = {"binary": "auc", "multiclass": "accuracy", "real": "rmse"}
+        return self.gate.metric or defaults[self.features.label.kind]

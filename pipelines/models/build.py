@@ -1,0 +1,86 @@
+"""A network from its name and parameters, what it is trained on, and the form in which it serves."""
+
+import inspect
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipelines.config.base import nearest
+from pipelines.config.learning import Model
+from pipelines.errors import ConfigError
+from pipelines.lake import Contract, LabelSpec
+from pipelines.models.names import network_path
+
+
+def build_network(model: Model, contract: Contract) -> nn.Module:
+    """The network of a config's `model` section, on the CPU, with weights from torch's global generator.
+
+    Raises:
+        ConfigError: The class is not there, or it does not take the parameters.
+    """
+    module, _, name = network_path(model.network).partition(":")
+    try:
+        cls: Any = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"model.network: wanted a class at {module}:{name}, seen {error}") from None
+    known = [key for key in inspect.signature(cls).parameters if key not in ("contract", "outputs")]
+    for key in model.params:
+        if key not in known:
+            raise ConfigError(f"model: {model.network} takes {', '.join(known)}, seen {key!r}{nearest(key, known)}")
+    try:
+        network: nn.Module = cls(contract, contract.label.num_outputs, **model.params)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model: {model.network}: {error}") from None
+    return network
+
+
+def row_losses(outputs: Tensor, label: Tensor, spec: LabelSpec) -> Tensor:
+    """The loss of each row, shape (B,): cross entropy, binary cross entropy, or the squared error.
+
+    A real label is taken in units of its training standard deviation.
+    """
+    if spec.kind == "multiclass":
+        return F.cross_entropy(outputs, label, reduction="none")
+    if spec.kind == "binary":
+        return F.binary_cross_entropy_with_logits(outputs[:, 0], label.to(outputs.dtype), reduction="none")
+    return (outputs[:, 0] - ((label - spec.mean) / spec.std).to(outputs.dtype)) ** 2
+
+
+def row_scores(outputs: Tensor, label: Tensor, spec: LabelSpec) -> tuple[str, Tensor]:
+    """Name and value a row, shape (B,), of what is averaged to judge training: accuracy, or the squared error."""
+    if spec.kind == "multiclass":
+        return "accuracy", (outputs.argmax(1) == label).to(torch.float32)
+    if spec.kind == "binary":
+        return "accuracy", ((outputs[:, 0] > 0) == (label > 0)).to(torch.float32)
+    return "squared_error", (outputs[:, 0].to(torch.float64) * spec.std + spec.mean - label) ** 2
+
+
+class Served(nn.Module):
+    """A network with outputs as they are served, its forward's arguments named after the contract's inputs.
+
+    Probabilities of shape (B, classes) for a class label; for a real one its value, shape (B, 1).
+    """
+
+    def __init__(self, network: nn.Module, contract: Contract) -> None:
+        super().__init__()
+        self.network, self.spec = network, contract.label
+
+        def forward(*inputs: Tensor) -> Tensor:
+            return self._serve(*inputs)
+
+        # torch.export takes the names, and the number, of a program's inputs from this signature.
+        names = [inspect.Parameter(c.name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for c in contract.inputs]
+        forward.__signature__ = inspect.Signature(names)  # type: ignore[attr-defined]
+        self.forward = forward
+
+    def _serve(self, *inputs: Tensor) -> Tensor:
+        outputs = self.network(*inputs)
+        if self.spec.kind == "multiclass":
+            return torch.softmax(outputs, dim=1)
+        if self.spec.kind == "binary":
+            positive = torch.sigmoid(outputs)
+            return torch.cat([1.0 - positive, positive], dim=1)
+        return torch.as_tensor(outputs * self.spec.std + self.spec.mean)

@@ -1,0 +1,197 @@
+"""The only SparkSession builder, and progress of what Spark works on.
+
+Under spark-submit the JVM is there already and its properties file counts. Otherwise the JVM is started
+here, with `conf/spark.conf` (or `--properties-file`), and what it writes to stderr goes to a log file.
+"""
+
+import contextlib
+import hashlib
+import os
+import shlex
+import sys
+import tempfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.config import Config
+from pipelines.config.load import lake_root
+from pipelines.errors import ConfigError, LakeError, one_line
+from pipelines.progress import Progress
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+PACKAGE = Path(__file__).resolve().parent
+DEFAULT_PROPERTIES = PACKAGE.parent / "conf" / "spark.conf"
+_properties_file = DEFAULT_PROPERTIES
+
+
+def use_properties(path: str | Path) -> None:
+    """Take Spark's properties from `path` when a JVM is started here.
+
+    Raises:
+        ConfigError: There is no such file.
+    """
+    global _properties_file
+    if not Path(path).is_file():
+        raise ConfigError(f"--properties-file: wanted a file, seen none at {path}")
+    _properties_file = Path(path)
+
+
+def under_spark_submit() -> bool:
+    """Whether this process was started by spark-submit."""
+    return "PYSPARK_GATEWAY_PORT" in os.environ
+
+
+def master() -> str:
+    """The master that a session started now would have, without starting one."""
+    if spark := active_session():
+        return spark.sparkContext.master
+    for line in _properties_file.read_text(encoding="utf-8").splitlines():
+        key, _, value = line.strip().partition(" ")
+        if key == "spark.master":
+            return value.strip()
+    return "local[*]"
+
+
+def active_session() -> "SparkSession | None":
+    """The session that is up in this process, if one is."""
+    if "pyspark" not in sys.modules:
+        return None
+    from pyspark.sql import SparkSession
+
+    return SparkSession.getActiveSession()
+
+
+def get_session(config: Config) -> "SparkSession":
+    """The process's one session, started when first asked for.
+
+    Raises:
+        LakeError: The master is not local and the config does not say that all nodes see the lake.
+    """
+    if spark := active_session():
+        return spark
+    # Python workers and the driver must be the same environment; else PATH's python3 is taken.
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    from pyspark import SparkConf
+    from pyspark.sql import SparkSession
+
+    if under_spark_submit():
+        builder = SparkSession.builder
+        chosen = SparkConf().get("spark.master", "local[*]") or "local[*]"
+    else:
+        if not _properties_file.is_file():
+            raise ConfigError(
+                f"{_properties_file}: wanted Spark's properties, seen none; start from the project's folder or give "
+                "--properties-file"
+            )
+        os.environ["PYSPARK_SUBMIT_ARGS"] = f"--properties-file {shlex.quote(str(_properties_file))} pyspark-shell"
+        os.environ.setdefault("SPARK_CONF_DIR", str(_properties_file.parent))
+        builder, chosen = SparkSession.builder, master()
+    check_master(config, chosen)
+    builder = builder.appName(f"headrace {config.workload}")
+    if chosen.startswith("local"):
+        cores = os.cpu_count() or 1
+        builder = builder.config("spark.sql.shuffle.partitions", str(max(4, 2 * cores)))
+    else:
+        builder = builder.config("spark.executorEnv.PYTHONPATH", str(_packaged()))
+    with _quiet_start():
+        spark = builder.getOrCreate()
+    spark.sparkContext.setLogLevel("ERROR")
+    return spark
+
+
+def check_master(config: Config, chosen: str) -> None:
+    """Refuse a lake on a local path under a master that is not local.
+
+    Raises:
+        LakeError: `lake.shared` is not set.
+    """
+    if not chosen.startswith("local") and not config.lake.shared:
+        raise LakeError(
+            f"HEADRACE_LAKE {lake_root()}: wanted a lake that all nodes of {chosen} see, seen a local path; mount it on "
+            "all nodes and set lake.shared: true"
+        )
+
+
+def stop_session() -> None:
+    """Stop the session and its JVM, if one is up."""
+    if spark := active_session():
+        with contextlib.suppress(Exception):
+            spark.stop()
+
+
+def _packaged() -> Path:
+    """A zip of the package in the lake, for the Python processes of other nodes.
+
+    TorchDistributor starts torchrun as a new process, which sees neither --py-files nor addPyFile.
+    """
+    sources = sorted(PACKAGE.rglob("*.py"))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+    target = lake_root() / "code" / f"headrace-{digest}.zip"
+    if not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent)
+        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for path in sources:
+                archive.write(path, path.relative_to(PACKAGE.parent))
+        os.replace(temporary, target)
+    return target
+
+
+@contextlib.contextmanager
+def _quiet_start() -> Iterator[None]:
+    """Send what the new JVM writes to stderr to a log file, and show that file's errors if it does not start."""
+    if under_spark_submit():
+        yield
+        return
+    log = lake_root() / "logs" / "spark.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if log.is_file() and log.stat().st_size > 10 << 20:
+        log.unlink()
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with log.open("ab") as file:
+        begin = file.tell()
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        except Exception as error:
+            with log.open("rb") as written:
+                written.seek(begin)
+                lines = written.read().decode(errors="replace").splitlines()
+            seen = [line for line in lines if "rror" in line or "xception" in line or "not found" in line]
+            raise LakeError(
+                f"Spark did not start: {one_line(' | '.join(seen[:3]) or str(error))}; its whole log: {log}"
+            ) from None
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+@contextlib.contextmanager
+def spark_progress(spark: "SparkSession", what: str) -> Iterator[None]:
+    """Show how many tasks of the running Spark jobs are done, while the body runs."""
+    tracker = spark.sparkContext.statusTracker()
+    done = threading.Event()
+
+    def watch() -> None:
+        with Progress(what, unit="tasks") as progress:
+            finished = 0
+            while not done.wait(0.5):
+                with contextlib.suppress(Exception):  # a stage may end between the two questions
+                    stages = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
+                    active = [stage for stage in stages if stage]
+                    finished = sum(stage.numCompletedTasks for stage in active)
+                    progress.show(finished, sum(stage.numTasks for stage in active))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=2)

@@ -1,0 +1,70 @@
+"""Which raw files a source names, and what their paths are relative to."""
+
+import glob
+import os
+import re
+from importlib import import_module
+from pathlib import Path
+
+from pipelines.config.data import Source
+from pipelines.errors import DataError
+
+_GLOB = re.compile(r"[*?\[]")
+
+
+def raw_files(source: Source) -> dict[str, list[Path]]:
+    """The files of each split, sorted; one entry named '' where the paths name no splits.
+
+    A source with `prepare` has its files made first, where they are missing.
+
+    Raises:
+        DataError: A path names no file.
+    """
+    if source.prepare and not _all_there(source):
+        module, _, function = source.prepare.partition(":")
+        getattr(import_module(module), function)(root_of(source))
+    paths = source.paths if isinstance(source.paths, dict) else {"": source.paths}
+    return {split: _resolve(patterns, source.format) for split, patterns in paths.items()}
+
+
+def root_of(source: Source) -> Path:
+    """The folder that relative paths, and so keys, start from.
+
+    It follows from the config alone: a new file under a glob does not move it.
+    """
+    paths = source.paths if isinstance(source.paths, dict) else {"": source.paths}
+    return Path(os.path.commonpath([_fixed_folder(pattern) for patterns in paths.values() for pattern in patterns]))
+
+
+def _all_there(source: Source) -> bool:
+    patterns = source.paths if isinstance(source.paths, list) else [p for group in source.paths.values() for p in group]
+    return all(glob.glob(pattern, recursive=True) for pattern in patterns)
+
+
+def _resolve(patterns: list[str], what: str) -> list[Path]:
+    found: list[Path] = []
+    for pattern in patterns:
+        path = Path(pattern).absolute()
+        if path.is_dir() and what != "delta":
+            matches = [p for p in sorted(path.rglob("*")) if p.is_file() and not p.name.startswith((".", "_"))]
+        elif path.exists():
+            matches = [path]
+        else:
+            matches = [Path(p).absolute() for p in sorted(glob.glob(pattern, recursive=True)) if Path(p).is_file()]
+        if not matches:
+            raise DataError(
+                f"source.paths: wanted {what} files at {path}, seen none; check the path, or set HEADRACE_DATA to the "
+                "folder of the data sets"
+            )
+        found += matches
+    return sorted(set(found))
+
+
+def _fixed_folder(pattern: str) -> str:
+    """The longest folder of a pattern that no glob character touches."""
+    path = Path(pattern).absolute()
+    parts = path.parts
+    fixed = [i for i, part in enumerate(parts) if _GLOB.search(part)]
+    if fixed:
+        return str(Path(*parts[: fixed[0]]))
+    return str(path if path.is_dir() else path.parent)

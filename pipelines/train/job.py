@@ -1,0 +1,104 @@
+"""What a rank is told, and what it leaves in the job's folder. JSON files, read by launcher and ranks alike."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from pipelines.config.learning import Model, Train
+from pipelines.features.fitted import FittedFeatures
+from pipelines.lake import Snapshot
+
+
+class EpochResult(BaseModel):
+    """An epoch as the receipt of `train` holds it.
+
+    Attributes:
+        rows: Rows that were trained on, over all ranks.
+        row_id_sum: Their row ids, summed modulo 2^64; with `rows`, equal to the Snapshot's or the epoch fails.
+        loss: Mean training loss of a row, each taken before the step that it led to.
+        metrics: Training metrics, and `validation_...` ones where there is a validation split.
+        data_wait_share: Share of the epoch that the slowest rank waited for data.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    epoch: int
+    rows: int
+    row_id_sum: int
+    loss: float
+    metrics: dict[str, float]
+    rows_per_s: float
+    data_wait_share: float
+
+
+class TrainJob(BaseModel):
+    """Everything that a rank needs.
+
+    Attributes:
+        folder: Checkpoints, progress and errors go here; all ranks and the launcher see it.
+        digest: Of the stage; a checkpoint of another digest is refused.
+        keep_checkpoints: How many checkpoints stay, the best one beside them.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    workload: str
+    digest: str
+    folder: Path
+    model: Model
+    train: Train
+    seed: int
+    snapshot: Snapshot
+    validation: Snapshot | None
+    fitted: FittedFeatures
+    tracking_uri: str
+    run_id: str
+    keep_checkpoints: int
+
+    @property
+    def result_path(self) -> Path:
+        """Written by rank 0 when all is done."""
+        return self.folder / "result.json"
+
+    @property
+    def epochs_path(self) -> Path:
+        """A line an epoch, written by rank 0."""
+        return self.folder / "epochs.jsonl"
+
+    @property
+    def progress_path(self) -> Path:
+        """Where rank 0 is inside the epoch."""
+        return self.folder / "progress.json"
+
+    def error_path(self, rank: int) -> Path:
+        """Why a rank ended."""
+        return self.folder / f"error-rank-{rank}.json"
+
+
+class RankError(BaseModel):
+    """Why a rank ended."""
+
+    rank: int
+    host: str
+    kind: str
+    message: str
+    exit_code: int
+
+
+class TrainResult(BaseModel):
+    """What rank 0 leaves when all is done.
+
+    Attributes:
+        best_epoch: The epoch whose weights were kept.
+        seconds: Time in epochs, validation included.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    epochs: list[EpochResult]
+    best_epoch: int
+    uri: str
+    size_bytes: int
+    parameters: int
+    seconds: float
+    resumed_from: int

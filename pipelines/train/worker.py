@@ -1,0 +1,125 @@
+"""One rank. Started by torchrun or TorchDistributor:
+
+    torchrun --standalone --nproc-per-node 2 -m pipelines.train.worker JOB.json
+"""
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from pipelines import tracking
+from pipelines.errors import HeadraceError, one_line
+from pipelines.features.fitted import Bundle
+from pipelines.lake import Contract
+from pipelines.models.build import Served
+from pipelines.receipt import write_json
+from pipelines.train.job import EpochResult, RankError, TrainJob, TrainResult
+from pipelines.train.loop import Trainer
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def main(job_path: str) -> int:
+    """Train this rank's part of the job. Returns the exit code; an error is left in the job's folder."""
+    die_with_parent()
+    job = TrainJob.model_validate_json(Path(job_path).read_bytes())
+    rank = int(os.environ["RANK"])
+    try:
+        _work(job, rank)
+    except Exception as error:
+        known = isinstance(error, HeadraceError)
+        message = str(error) if known else one_line(f"{type(error).__name__}: {error}", limit=400)
+        code = error.exit_code if isinstance(error, HeadraceError) else 1
+        kind = "HeadraceError" if known else type(error).__name__
+        write_json(
+            job.error_path(rank),
+            RankError(rank=rank, host=socket.gethostname(), kind=kind, message=message, exit_code=code),
+        )
+        traceback.print_exc()
+        return code
+    return 0
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies, so that no rank is left behind."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _work(job: TrainJob, rank: int) -> None:
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    device = _device(job, local_world)
+    torch.set_num_threads(job.train.threads or max(1, (os.cpu_count() or 1) // local_world))
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=job.train.timeout_s)
+    )
+    trainer = Trainer(job, device)
+    resumed = trainer.resume()
+    started = time.monotonic()
+
+    def on_epoch(result: EpochResult) -> None:
+        with job.epochs_path.open("a", encoding="utf-8") as file:
+            file.write(result.model_dump_json() + "\n")
+
+    trainer.run(on_epoch)
+    seconds = time.monotonic() - started
+    dist.barrier()
+    dist.destroy_process_group()
+    if rank == 0:
+        uri, size = _log_model(job, trainer)
+        result = TrainResult(
+            epochs=trainer.epochs,
+            best_epoch=trainer.best_epoch,
+            uri=uri,
+            size_bytes=size,
+            parameters=sum(p.numel() for p in trainer.network.parameters()),
+            seconds=round(seconds, 3),
+            resumed_from=resumed,
+        )
+        write_json(job.result_path, result)
+
+
+def _device(job: TrainJob, local_world: int) -> torch.device:
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    enough = torch.cuda.is_available() and torch.cuda.device_count() >= local_world
+    if job.train.device == "cuda" and not enough:
+        raise HeadraceError(
+            f"train.device: wanted a CUDA device for each of {local_world} ranks on {socket.gethostname()}, seen "
+            f"{torch.cuda.device_count()}; use device: cpu, or fewer ranks"
+        )
+    if job.train.device == "cpu" or not enough:
+        return torch.device("cpu")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def _log_model(job: TrainJob, trainer: Trainer) -> tuple[str, int]:
+    os.environ["MLFLOW_TRACKING_URI"] = job.tracking_uri
+    served = Served(trainer.network, trainer.contract).cpu().eval()
+    bundle = Bundle(name=job.model.network, kind="torch", fitted=job.fitted, contract=trainer.contract)
+    return tracking.log_torch(
+        served, job.model.network, job.run_id, examples=example_inputs(trainer.contract), bundle=bundle
+    )
+
+
+def example_inputs(contract: Contract) -> dict[str, "np.ndarray[tuple[int, ...], np.dtype[np.generic]]"]:
+    """Two rows of zeros for each input of the contract."""
+    return {column.name: np.zeros((2, *column.shape), dtype=column.dtype) for column in contract.inputs}
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A rank that used a Petastorm reader and DDP sometimes aborts in the interpreter's own exit.
+    os._exit(code)
