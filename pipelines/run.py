@@ -40,7 +40,7 @@ STAGES = {
     "evaluate": Stage(
         "pipelines.evaluate:build", ("split", "gate", "seed"), ("ingest", "features", "classic", "train")
     ),
-    "register": Stage("pipelines.register:build", (), ("evaluate",)),
+    "register": Stage("pipelines.register:build", (), ("features", "evaluate")),
     "score": Stage("pipelines.score:build", ("source", "score"), ("ingest", "features")),
 }
 
@@ -61,7 +61,7 @@ def run_stages(config: Config, names: Sequence[str]) -> dict[str, Receipt]:
         HeadraceError: A stage failed or refused; receipts of the stages before it stand.
     """
     done: dict[str, Receipt] = {}
-    with _only_one(config.workload), _Parent(config, single=len(names) == 1) as parent:
+    with only_one(config.workload), _Parent(config, single=len(names) == 1) as parent:
         for name in names:
             done[name] = _run_stage(config, name, parent)
     return done
@@ -203,7 +203,7 @@ def _size_of(output: str) -> int:
 
 
 @contextmanager
-def _only_one(workload: str) -> Iterator[None]:
+def only_one(workload: str) -> Iterator[None]:
     """Hold the workload's lock: two drivers that write one Delta table on a local disk would harm it."""
     path = runs_path(workload) / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)

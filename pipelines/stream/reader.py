@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from pipelines.arrays import to_array
 from pipelines.errors import DataError, one_line
 from pipelines.lake import Column
 
@@ -30,7 +30,6 @@ with warnings.catch_warnings():
     from petastorm.workers_pool.dummy_pool import DummyPool
 
 Arrays = dict[str, npt.NDArray[Any]]
-_STORED = {"int64": pa.int64(), "float32": pa.float32(), "float64": pa.float64()}
 
 
 @dataclass(frozen=True)
@@ -116,42 +115,6 @@ def _worker_class(columns: Sequence[Column]) -> type[ArrowReaderWorker]:
 
         def _load_rows(self, pq_file: Any, piece: Any, shuffle_row_drop_range: Any) -> Arrays:
             table = super()._load_rows(pq_file, piece, shuffle_row_drop_range)
-            return {name: _to_array(table.column(name), column, piece.path) for name, column in wanted.items()}
+            return {name: to_array(table.column(name), column, where=piece.path) for name, column in wanted.items()}
 
     return ContractWorker
-
-
-def _to_array(chunked: pa.ChunkedArray, column: Column, path: str) -> npt.NDArray[Any]:
-    """An Arrow column as an array of shape (rows, *column.shape).
-
-    Raises:
-        DataError: It has nulls, another element type, or values of another length than the contract's.
-    """
-    where = f"{path}: column {column.name!r}"
-    array = chunked.combine_chunks()
-    array = pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
-    if array.null_count:
-        raise DataError(f"{where}: wanted no nulls, seen {array.null_count:,}")
-    if not column.shape:
-        _check_type(array.type, column, where)
-        return array.to_numpy()
-    is_bytes = column.dtype == "uint8"
-    _check_type(array.type if is_bytes else getattr(array.type, "value_type", None), column, where)
-    lengths = pc.min_max(pc.binary_length(array) if is_bytes else pc.list_value_length(array)).as_py()
-    if len(array) and (lengths["min"], lengths["max"]) != (column.width, column.width):
-        raise DataError(f"{where}: wanted {column.width} elements a row, seen {lengths['min']} to {lengths['max']}")
-    if is_bytes:
-        first = array.offset * column.width
-        flat = np.frombuffer(array.buffers()[2], dtype=np.uint8)[first : first + len(array) * column.width]
-    else:
-        values = array.flatten()
-        if values.null_count:
-            raise DataError(f"{where}: wanted no nulls in its lists, seen {values.null_count:,}")
-        flat = values.to_numpy()
-    return flat.reshape(len(array), *column.shape)
-
-
-def _check_type(seen: pa.DataType | None, column: Column, where: str) -> None:
-    fits = pa.types.is_binary(seen) if column.dtype == "uint8" and seen is not None else seen == _STORED.get(column.dtype)
-    if not fits:
-        raise DataError(f"{where}: wanted {column.dtype}, seen {seen}")

@@ -1,0 +1,73 @@
+# Headrace's targets. `make help` lists them; W names a workload of conf/, ARGS is passed to the job.
+W ?= digits
+ARGS ?=
+FORMAT ?= text
+PORT ?= 5000
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.setup-$(shell cat constraints.txt pyproject.toml | sha256sum | cut -c1-16)
+STAGES := ingest features classic train evaluate register score
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PYSPARK_PYTHON ?= $(CURDIR)/$(BIN)/python
+
+.DEFAULT_GOAL := help
+.PHONY: help doctor setup demo run $(STAGES) leaderboard rollback clean ui test test-faults check format docs bench
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z$$()A-Z -]+:.*## / {sub(/\$$\(STAGES\)/, "<stage>", $$1); printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  stages: $(STAGES)"
+	@echo "  workloads: $(notdir $(basename $(wildcard conf/*.yaml)))   (W=$(W))"
+
+doctor:  ## Check Python, Java, memory, disk, ports and versions
+	@$(PYTHON) jobs/doctor.py
+
+setup: $(STAMP)  ## Virtual environment, pinned packages, Delta jars; once
+$(STAMP): constraints.txt pyproject.toml
+	@$(PYTHON) jobs/doctor.py --quiet
+	@$(PYTHON) jobs/setup.py $(STAMP)
+
+demo: $(STAMP)  ## The whole chain on 1,797 real digits, from set-up to champion
+	@$(PYTHON) jobs/doctor.py --quiet
+	@$(BIN)/python jobs/demo.py conf/digits.yaml $(ARGS)
+
+run: $(STAMP)  ## Every stage that the workload declares; what is up to date is skipped
+	@$(BIN)/python jobs/run.py conf/$(W).yaml $(ARGS)
+
+$(STAGES): $(STAMP)  ## One stage of the workload
+	@$(BIN)/python jobs/$@.py conf/$(W).yaml $(ARGS)
+
+leaderboard: $(STAMP)  ## The candidates of the last evaluation (FORMAT=json)
+	@$(BIN)/python jobs/leaderboard.py conf/$(W).yaml --format $(FORMAT) $(ARGS)
+
+rollback: $(STAMP)  ## Move the champion back to the version before (ARGS="--to 2")
+	@$(BIN)/python jobs/rollback.py conf/$(W).yaml $(ARGS)
+
+clean: $(STAMP)  ## Remove the workload's tables, receipts, checkpoints and saved models
+	@$(BIN)/python jobs/clean.py conf/$(W).yaml $(ARGS)
+
+ui: $(STAMP)  ## MLflow's pages on 127.0.0.1 (PORT=5000)
+	@$(BIN)/python jobs/ui.py --port $(PORT)
+
+test: $(STAMP)  ## The tests
+	@$(PYTHON) jobs/doctor.py --quiet
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-faults: $(STAMP)  ## Ctrl-C and kill -9 in every stage, at random moments
+	@$(BIN)/python -m pytest -m faults $(ARGS)
+
+check: $(STAMP)  ## Format, lint, types, import layers, generated files
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m pipelines.config.reference --check
+
+format: $(STAMP)  ## Write the code in its format
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+docs: $(STAMP)  ## Write conf/schema.json and docs/config.md from the config models
+	@$(BIN)/python -m pipelines.config.reference
+
+bench: $(STAMP)  ## Speed and memory, as ratios; tables in build/bench
+	@$(BIN)/python -m benchmarks.all $(ARGS)

@@ -1,0 +1,211 @@
+"""Evaluate: score all candidates on the same rows through the serving path, and let the gate judge the best.
+
+The candidate is the best on the validation split; the test split only gates.
+"""
+
+from contextlib import ExitStack
+from functools import reduce
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from pipelines import plots, tracking
+from pipelines.config import Config
+from pipelines.config.workload import LOWER_IS_BETTER
+from pipelines.errors import DataError
+from pipelines.features.apply import with_label
+from pipelines.features.build import with_split
+from pipelines.features.fitted import FittedFeatures
+from pipelines.gate import Difference, Verdict, judge, paired_bootstrap
+from pipelines.lake import LabelSpec, Snapshot, table_path
+from pipelines.leaderboard import table as leaderboard_table
+from pipelines.metrics import Measured, by_slice, confusion, histogram, measure, paired_rows
+from pipelines.score import loaded, predict
+from pipelines.session import get_session, spark_progress
+from pipelines.stage import Given, Made
+from pipelines.tables import read_table, write_table
+from pipelines.tracking import ModelRef, Registered, Run
+
+CHAMPION = "champion"
+_SLICE = "slice_"
+
+
+def build(given: Given) -> Made:
+    """Score the candidates, and the champion beside them, on validation and test; measure; judge.
+
+    Raises:
+        DataError: A candidate's rows are not those of the Snapshots.
+    """
+    config = given.config
+    spark = get_session(config)
+    features = given.inputs["features"].result
+    snapshots = {split: Snapshot.model_validate(value) for split, value in features["snapshots"].items()}
+    spec = FittedFeatures.model_validate(features["fitted"]).label.spec
+    refs = _candidates(given)
+    champion = _comparable(tracking.champion(config.workload), spec)
+    scored = _score_all(spark, given, refs, champion, spec)
+    splits = [split for split in ("validation", "test") if split in snapshots]
+    ranked = [(name, split) for name in [*(r.name for r in refs), CHAMPION] for split in splits]
+    with spark_progress(spark, "evaluate: metrics"):
+        measured = measure(scored, spec, ranked=ranked)
+        _check_rows(measured, snapshots)
+        chosen = _choose(refs, measured, config)
+        test = scored.where(F.col("split") == "test")
+        difference = _against_champion(test, chosen, champion, config)
+        slices = by_slice(test.where(F.col("candidate") == chosen), spec, [_SLICE + c for c in config.gate.slices])
+        verdict = judge(config.gate, chosen, measured[chosen, "test"].metrics, difference)
+        _plot(given.run, test, refs, chosen, spec, measured, config)
+    candidates = [_entry(ref, measured) for ref in refs]
+    against = None if champion is None else _against(champion, measured, difference)
+    result = {
+        "candidates": candidates,
+        "champion": chosen,
+        "verdict": verdict.model_dump(mode="json"),
+        "against": against,
+        "metric": config.gate_metric,
+        "rows": {split: snapshots[split].rows for split in splits},
+        "row_digest": snapshots["test"].row_digest,
+        "slices": [{**s, "column": s["column"].removeprefix(_SLICE)} for s in slices],
+        "model": next(ref for ref in refs if ref.name == chosen).model_dump(mode="json"),
+        "table": str(table_path(config.workload, "evaluated")),
+    }
+    board = leaderboard_table(result)
+    given.run.json("slices.json", result["slices"])
+    given.run.json("verdict.json", result["verdict"])
+    given.run.note(f"```\n{board}\n```")
+    return Made(
+        rows=sum(m.rows for m in measured.values()),
+        result=result,
+        outputs=[result["table"]],
+        lines=[*board.splitlines(), _spoken(verdict)],
+    )
+
+
+def _candidates(given: Given) -> list[ModelRef]:
+    classic = given.inputs["classic"].result["models"] if "classic" in given.inputs else []
+    torch = [given.inputs["train"].result["model"]] if "train" in given.inputs else []
+    return [ModelRef.model_validate(value) for value in [*classic, *torch]]
+
+
+def _comparable(champion: Registered | None, spec: LabelSpec) -> Registered | None:
+    """The champion, if it predicts the same classes."""
+    if champion is None:
+        return None
+    with loaded(champion.ref) as model:
+        other = model.bundle.contract.label
+    return champion if (other.kind, other.classes) == (spec.kind, spec.classes) else None
+
+
+def _score_all(
+    spark: SparkSession, given: Given, refs: list[ModelRef], champion: Registered | None, spec: LabelSpec
+) -> DataFrame:
+    """One table of every model's predictions on validation and test rows, written and read back."""
+    config = given.config
+    raw = read_table(spark, Snapshot.model_validate(given.inputs["ingest"].result["snapshot"]))
+    rows = with_split(raw, config).where(F.col("_split").isin("validation", "test"))
+    rows = with_label(rows, FittedFeatures.model_validate(given.inputs["features"].result["fitted"]).label)
+    slices = {_SLICE + name: F.col(name).cast("string") for name in config.gate.slices}
+    rows = rows.withColumns(slices) if slices else rows
+    keep = ["row_id", "_split", "label", *slices]
+    models = {ref.name: ref for ref in refs} | ({CHAMPION: champion.ref} if champion else {})
+    path = table_path(config.workload, "evaluated")
+    parts = []
+    with ExitStack() as open_models:
+        for name, ref in models.items():
+            model = open_models.enter_context(loaded(ref))
+            part = predict(rows, model, keep=keep).withColumnRenamed("_split", "split")
+            parts.append(part.withColumn("candidate", F.lit(name)))
+        snapshot = write_table(reduce(DataFrame.unionByName, parts), path, what="evaluate: score")
+    return read_table(spark, snapshot)
+
+
+def _check_rows(measured: dict[tuple[str, str], Measured], snapshots: dict[str, Snapshot]) -> None:
+    for (name, split), seen in measured.items():
+        wanted = snapshots[split]
+        if (seen.rows, seen.row_id_sum) != (wanted.rows, wanted.row_id_sum):
+            raise DataError(
+                f"evaluate: {name} on {split}: wanted the {wanted.rows:,} rows of the Snapshot (digest "
+                f"{wanted.row_digest}), seen {seen.rows:,} ({seen.row_id_sum:016x}); run features again"
+            )
+
+
+def _choose(refs: list[ModelRef], measured: dict[tuple[str, str], Measured], config: Config) -> str:
+    """The candidate that is best on validation; the only one where there is one."""
+    if len(refs) == 1:
+        return refs[0].name
+    metric = config.gate_metric
+    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+    values = {ref.name: measured[ref.name, "validation"].metrics.get(metric) for ref in refs}
+    known = {name: value for name, value in values.items() if value is not None}
+    if not known:
+        raise DataError(f"gate.metric: wanted {metric} of some candidate on validation, seen none")
+    return max(known, key=lambda name: sign * known[name])
+
+
+def _against_champion(test: DataFrame, chosen: str, champion: Registered | None, config: Config) -> Difference | None:
+    if champion is None:
+        return None
+    metric, label, ours, theirs = paired_rows(test, chosen, CHAMPION, config.gate_metric)
+    confidence = config.gate.champion_confidence
+    return paired_bootstrap(metric, label, ours, theirs, confidence=confidence, seed=config.seed)
+
+
+def _entry(ref: ModelRef, measured: dict[tuple[str, str], Measured]) -> dict[str, object]:
+    validation = measured.get((ref.name, "validation"))
+    return {
+        "name": ref.name,
+        "kind": ref.kind,
+        "metrics": measured[ref.name, "test"].metrics,
+        "validation": validation.metrics if validation else {},
+        "rows": measured[ref.name, "test"].rows,
+        "fit_seconds": ref.fit_seconds,
+        "size_bytes": ref.size_bytes,
+        "uri": ref.uri,
+    }
+
+
+def _against(
+    champion: Registered, measured: dict[tuple[str, str], Measured], difference: Difference | None
+) -> dict[str, object]:
+    return {
+        "version": champion.version,
+        "name": champion.ref.name,
+        "metrics": measured[CHAMPION, "test"].metrics,
+        "difference": difference.model_dump(mode="json") if difference else None,
+    }
+
+
+def _spoken(verdict: Verdict) -> str:
+    if verdict.passed:
+        return f"the gate passed {verdict.candidate} ({len(verdict.checks)} checks)"
+    return f"the gate refused {verdict.candidate}: {verdict.reasons()}"
+
+
+def _plot(
+    run: Run,
+    test: DataFrame,
+    refs: list[ModelRef],
+    chosen: str,
+    spec: LabelSpec,
+    measured: dict[tuple[str, str], Measured],
+    config: Config,
+) -> None:
+    """Keep plots and metrics in the MLflow run."""
+    for (name, split), seen in measured.items():
+        run.metrics({f"{split}/{name}/{metric}": value for metric, value in seen.metrics.items()})
+    metric = config.gate_metric
+    bars = [(r.name, measured[r.name, "test"].metrics[metric]) for r in refs if metric in measured[r.name, "test"].metrics]
+    run.figure("leaderboard.png", plots.leaderboard(bars, metric, chosen))
+    best = test.where(F.col("candidate") == chosen)
+    if spec.kind == "real":
+        _, label, prediction, _ = paired_rows(test, chosen, chosen, "prediction")
+        run.figure("predicted.png", plots.predicted_against_true(label, prediction, chosen))
+        return
+    run.figure("confusion.png", plots.confusion_matrix(confusion(best, spec), spec.classes, chosen))
+    histograms = {ref.name: histogram(test.where(F.col("candidate") == ref.name), spec) for ref in refs}
+    binary = spec.kind == "binary"
+    run.figure("calibration.png", plots.calibration(histograms, "share of class 1" if binary else "share right"))
+    names = ("class 0", "class 1") if binary else ("predicted wrongly", "predicted rightly")
+    run.figure("scores.png", plots.score_distribution(histograms[chosen], names, chosen))
+    if binary:
+        run.figure("roc.png", plots.roc(histograms))

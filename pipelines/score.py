@@ -1,0 +1,248 @@
+"""Batch inference on Spark: raw rows through the fitted features and a model, in Arrow batches.
+
+`predict` is the one scoring path: the gate tests through it what the score stage ships.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from pyspark.ml.functions import vector_to_array
+from pyspark.sql import Column as SparkColumn
+from pyspark.sql import DataFrame, Observation, SparkSession
+from pyspark.sql import functions as F
+
+from pipelines import tracking
+from pipelines.arrays import to_array, to_padded
+from pipelines.assemble import VECTOR, assemble
+from pipelines.config import Config
+from pipelines.errors import LakeError
+from pipelines.features.apply import transform
+from pipelines.features.build import with_split
+from pipelines.features.fitted import Bundle, FittedCategory, FittedFeatures
+from pipelines.ingest import parse
+from pipelines.lake import Contract, LabelSpec, Snapshot, lake_root, table_path
+from pipelines.session import get_session
+from pipelines.stage import Given, Made
+from pipelines.tables import read_table, write_table
+from pipelines.tracking import BUNDLE_FILE, ModelRef, Registered
+
+if TYPE_CHECKING:
+    import torch
+
+_OUTPUT = "prediction double, score double, probabilities array<double>"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A logged model in a local copy that all nodes see."""
+
+    ref: ModelRef
+    bundle: Bundle
+    path: Path
+
+
+@contextmanager
+def loaded(ref: ModelRef) -> Iterator[Loaded]:
+    """A copy of the model's files, for the time of the body.
+
+    Raises:
+        TrackingError: MLflow does not hold the model.
+        LakeError: The model has no bundle: it was not logged by Headrace.
+    """
+    scratch = lake_root() / "tmp"
+    scratch.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=scratch))
+    try:
+        path = tracking.download(ref.uri, folder)
+        if not (path / BUNDLE_FILE).is_file():
+            raise LakeError(f"{ref.uri}: wanted {BUNDLE_FILE} beside the model, seen none; train and register it anew")
+        yield Loaded(ref, Bundle.model_validate_json((path / BUNDLE_FILE).read_bytes()), path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def predict(rows: DataFrame, model: Loaded, *, keep: Sequence[str]) -> DataFrame:
+    """Predictions for raw rows.
+
+    Args:
+        rows: With the source columns that the model's features name.
+        model: The model.
+        keep: Columns of `rows` to pass through.
+
+    Returns:
+        `keep`; `prediction`, a class index or the label's value; `score`, which ranks rows for a binary label
+        (the probability of class 1, or a margin), null for others; `probabilities` of the classes, null where the
+        model has none.
+    """
+    return _apply(transform(rows, model.bundle.fitted, keep=list(keep)), model, keep)
+
+
+def _apply(features: DataFrame, model: Loaded, keep: Sequence[str]) -> DataFrame:
+    if model.bundle.kind == "classic":
+        return _apply_classic(features, model, keep)
+    fields = ", ".join(f"`{name}` {features.schema[name].dataType.simpleString()}" for name in keep)
+    run = _TorchBatches(str(model.path), model.bundle.contract, tuple(keep))
+    return features.mapInArrow(run, f"{fields}, {_OUTPUT}")
+
+
+def _apply_classic(features: DataFrame, model: Loaded, keep: Sequence[str]) -> DataFrame:
+    rows = assemble(features, model.bundle.contract, estimator=model.bundle.name)
+    scored = tracking.load_classic(model.path).transform(rows)
+    probabilities: SparkColumn = F.lit(None).cast("array<double>")
+    score: SparkColumn = F.lit(None).cast("double")
+    if "probability" in scored.columns:
+        probabilities = vector_to_array("probability")
+    if model.bundle.contract.label.kind == "binary":
+        ranks = "probability" if "probability" in scored.columns else "rawPrediction"
+        score = vector_to_array(ranks)[1]
+    return scored.select(
+        *keep,
+        F.col("prediction").cast("double").alias("prediction"),
+        score.alias("score"),
+        probabilities.alias("probabilities"),
+    )
+
+
+class _TorchBatches:
+    """Runs on Spark's Python workers; loads the network once a process."""
+
+    _networks: dict[str, "torch.nn.Module"] = {}
+
+    def __init__(self, path: str, contract: Contract, keep: tuple[str, ...]) -> None:
+        self.path, self.contract, self.keep = path, contract, keep
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        import torch
+
+        torch.set_num_threads(1)  # one task a core already
+        if self.path not in self._networks:
+            self._networks[self.path] = tracking.load_torch(self.path)
+        network = self._networks[self.path]
+        with torch.inference_mode():
+            for batch in batches:
+                if batch.num_rows:
+                    outputs = network(*[torch.from_numpy(array) for array in self._inputs(batch)])
+                    yield self._answer(batch, outputs.numpy())
+
+    def _inputs(self, batch: pa.RecordBatch) -> Iterator[np.ndarray[Any, Any]]:
+        for column in self.contract.inputs:
+            convert = to_padded if column.kind.startswith("sparse") else to_array
+            array = convert(batch.column(column.name), column, where="score")
+            yield array if array.flags.writeable else array.copy()
+
+    def _answer(self, batch: pa.RecordBatch, outputs: np.ndarray[Any, Any]) -> pa.RecordBatch:
+        label: LabelSpec = self.contract.label
+        outputs = outputs.astype(np.float64)
+        nothing = pa.nulls(batch.num_rows, pa.float64())
+        prediction, score, probabilities = outputs[:, 0], nothing, pa.nulls(batch.num_rows, pa.list_(pa.float64()))
+        if label.kind != "real":
+            prediction = outputs.argmax(axis=1).astype(np.float64)
+            starts = np.arange(0, outputs.size + 1, outputs.shape[1], dtype=np.int32)
+            probabilities = pa.ListArray.from_arrays(pa.array(starts), pa.array(outputs.ravel()))
+        if label.kind == "binary":
+            score = pa.array(outputs[:, 1])
+        columns = [*[batch.column(name) for name in self.keep], pa.array(prediction), score, probabilities]
+        return pa.RecordBatch.from_arrays(columns, [*self.keep, "prediction", "score", "probabilities"])
+
+
+def build(given: Given) -> Made:
+    """Score rows with the model under the alias, into the workload's `predictions` table.
+
+    The table is overwritten in one commit, so a second run leaves one run's rows.
+
+    Raises:
+        LakeError: No model carries the alias, or the rows out are not the rows in.
+    """
+    config = given.config
+    champion = tracking.champion(config.workload, alias=config.score.alias)
+    if champion is None:
+        raise LakeError(
+            f"score: wanted a model of {config.workload} with alias {config.score.alias!r}, seen none; run "
+            f"`make register W={config.workload}` first"
+        )
+    spark = get_session(config)
+    rows, num_rows = _rows_to_score(spark, given)
+    with loaded(champion.ref) as model:
+        seen = Observation()
+        keep = ["row_id", *[name for name in (*config.source.key, "_file", "_line") if name in rows.columns]]
+        features = transform(rows, model.bundle.fitted, keep=keep)
+        features = features.observe(seen, F.count(F.lit(1)).alias("rows"), *_unseen(model.bundle.fitted))
+        scored = readable(_apply(features, model, keep), model.bundle.contract.label, keep)
+        table = scored.withColumn("model_version", F.lit(champion.version))
+        snapshot = write_table(table, table_path(config.workload, "predictions"), what="score")
+    wanted = seen.get["rows"] if num_rows is None else num_rows
+    if not snapshot.rows == seen.get["rows"] == wanted:
+        raise LakeError(f"score: {wanted:,} rows went in, {snapshot.rows:,} came out")
+    given.run.metrics({"rows_scored": snapshot.rows})
+    return _made(snapshot, champion, {k: v for k, v in seen.get.items() if k != "rows" and v})
+
+
+def readable(scored: DataFrame, label: LabelSpec, keep: Sequence[str]) -> DataFrame:
+    """Predictions in the label's own terms: the class's value instead of its index, and its probability."""
+    if label.kind == "real":
+        return scored.select(*keep, "prediction")
+    names = F.array(*[F.lit(name) for name in label.classes])
+    place = F.col("prediction").cast("int")
+    return scored.select(
+        *keep,
+        F.get(names, place).alias("prediction"),
+        F.get("probabilities", place).alias("probability"),
+        "score",
+        "probabilities",
+    )
+
+
+def _rows_to_score(spark: SparkSession, given: Given) -> tuple[DataFrame, int | None]:
+    """The raw rows, and how many there are where that is known."""
+    config: Config = given.config
+    if config.score.paths:
+        source = config.source.model_copy(update={"paths": config.score.paths})
+        parsed = parse(spark, source)
+        rejected = parsed.where(F.col("_reason").isNotNull())
+        if examples := rejected.limit(1).collect():
+            first = examples[0]
+            raise LakeError(f"score.paths: {first['_file']} line {first['_line']}: {first['_reason']}; mend the row")
+        return parsed.drop("_raw", "_reason"), None
+    raw = Snapshot.model_validate(given.inputs["ingest"].result["snapshot"])
+    rows = read_table(spark, raw)
+    if config.score.split == "all":
+        return rows, raw.rows
+    snapshots = given.inputs["features"].result["snapshots"]
+    chosen = with_split(rows, config).where(F.col("_split") == config.score.split)
+    return chosen, snapshots[config.score.split]["rows"]
+
+
+def _unseen(fitted: FittedFeatures) -> list[SparkColumn]:
+    """For each vocabulary column, how many rows hold a value outside its vocabulary."""
+    return [
+        F.count_if(F.col(group.name)[place] == 0).alias(f"unseen:{column.column}")
+        for group in fitted.inputs
+        for place, column in enumerate(group.columns)
+        if isinstance(column, FittedCategory) and column.values is not None
+    ]
+
+
+def _made(snapshot: Snapshot, champion: Registered, unseen: dict[str, int]) -> Made:
+    lines = [f"{snapshot.rows:,} rows scored by {champion.ref.name}, version {champion.version}, into {snapshot.table}"]
+    if unseen:
+        shown = ", ".join(f"{name.removeprefix('unseen:')} ({num:,} rows)" for name, num in unseen.items())
+        lines.append(f"values outside the vocabulary, scored as id 0: {shown}")
+    return Made(
+        rows=snapshot.rows,
+        result={
+            "table": snapshot.table,
+            "delta_version": snapshot.version,
+            "model_version": champion.version,
+            "model": champion.ref.name,
+            "unseen": {name.removeprefix("unseen:"): num for name, num in unseen.items()},
+        },
+        outputs=[str(path) for path in snapshot.paths()],
+        lines=lines,
+    )
