@@ -1,6 +1,6 @@
 """Fit the MLlib estimators and log them in MLflow.
 
-    spark-submit --properties-file conf/spark.conf jobs/classic.py conf/digits.yaml
+spark-submit --properties-file conf/spark.conf jobs/classic.py conf/digits.yaml
 """
 
 import sys

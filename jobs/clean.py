@@ -1,6 +1,6 @@
 """Remove a workload's tables, receipts, checkpoints and saved models. MLflow's runs and registered models stay.
 
-    python jobs/clean.py conf/digits.yaml --dry-run
+python jobs/clean.py conf/digits.yaml --dry-run
 """
 
 import shutil

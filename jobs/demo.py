@@ -1,6 +1,6 @@
 """Run the whole chain on the embedded digits, and say what came of it and where it lies.
 
-    python jobs/demo.py conf/digits.yaml
+python jobs/demo.py conf/digits.yaml
 """
 
 import sys

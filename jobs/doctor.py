@@ -29,7 +29,12 @@ def check_python():
 
 def check_venv():
     good = all(importlib.util.find_spec(name) for name in ("venv", "ensurepip"))
-    return good, "Python's venv", "there" if good else "missing", "apt install python{}.{}-venv".format(*sys.version_info[:2])
+    return (
+        good,
+        "Python's venv",
+        "there" if good else "missing",
+        "apt install python{}.{}-venv".format(*sys.version_info[:2]),
+    )
 
 
 def check_java():
@@ -40,7 +45,12 @@ def check_java():
         text = subprocess.run([java, "-version"], stderr=subprocess.PIPE, stdout=subprocess.PIPE).stderr.decode()
         found = re.search(r'version "(?:1\.)?(\d+)', text)
         seen = found.group(1) if found else text.strip()[:60]
-    return seen in [str(java) for java in JAVAS], "Java 17 or 21", seen, "apt install openjdk-17-jre-headless, or set JAVA_HOME"
+    return (
+        seen in [str(java) for java in JAVAS],
+        "Java 17 or 21",
+        seen,
+        "apt install openjdk-17-jre-headless, or set JAVA_HOME",
+    )
 
 
 def check_memory():
@@ -80,7 +90,9 @@ def check_versions():
     if not os.path.exists(python):
         return None, "packages of constraints.txt", "not set up yet", "make setup"
     with open(os.path.join(ROOT, "constraints.txt")) as file:
-        wanted = dict(re.findall(r"^(pyspark|delta-spark|petastorm|torch|mlflow|pyarrow)==([^\s;]+)", file.read(), re.M))
+        wanted = dict(
+            re.findall(r"^(pyspark|delta-spark|petastorm|torch|mlflow|pyarrow)==([^\s;]+)", file.read(), re.M)
+        )
     code = "import importlib.metadata as m, sys; print(*[m.version(n) for n in sys.argv[1:]])"
     run = subprocess.run([python, "-c", code] + list(wanted), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     seen = dict(zip(wanted, run.stdout.decode().split()))

@@ -1,6 +1,6 @@
 """Score all candidates on the same rows and let the gate judge the best one.
 
-    spark-submit --properties-file conf/spark.conf jobs/evaluate.py conf/digits.yaml
+spark-submit --properties-file conf/spark.conf jobs/evaluate.py conf/digits.yaml
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Fit the transform on the training split and write the feature tables, one a split.
 
-    spark-submit --properties-file conf/spark.conf jobs/features.py conf/digits.yaml
+spark-submit --properties-file conf/spark.conf jobs/features.py conf/digits.yaml
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Read raw files into a typed Delta table; rows that do not fit go to a reject table.
 
-    spark-submit --properties-file conf/spark.conf jobs/ingest.py conf/digits.yaml
+spark-submit --properties-file conf/spark.conf jobs/ingest.py conf/digits.yaml
 """
 
 import sys

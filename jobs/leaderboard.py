@@ -1,6 +1,6 @@
 """Print the candidates of the last evaluation.
 
-    python jobs/leaderboard.py conf/digits.yaml --format json
+python jobs/leaderboard.py conf/digits.yaml --format json
 """
 
 import json

@@ -1,6 +1,6 @@
 """Register the candidate that the gate passed, as champion.
 
-    spark-submit --properties-file conf/spark.conf jobs/register.py conf/digits.yaml
+spark-submit --properties-file conf/spark.conf jobs/register.py conf/digits.yaml
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Move the champion alias back to the version before, or to a named one.
 
-    python jobs/rollback.py conf/digits.yaml --to 2
+python jobs/rollback.py conf/digits.yaml --to 2
 """
 
 import sys
@@ -13,7 +13,9 @@ from pipelines.register import rollback
 def move(config: Config) -> None:
     """Move, and say from where to where."""
     before, now = rollback(config.workload, to=arguments.to)
-    print(f"champion of {config.workload}: version {before} -> version {now}; `make score W={config.workload}` scores anew")
+    print(
+        f"champion of {config.workload}: version {before} -> version {now}; `make score W={config.workload}` scores anew"
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Run every stage that the config declares; what is up to date is skipped.
 
-    spark-submit --properties-file conf/spark.conf jobs/run.py conf/digits.yaml
+spark-submit --properties-file conf/spark.conf jobs/run.py conf/digits.yaml
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Score rows with the champion into a Delta table of predictions.
 
-    spark-submit --properties-file conf/spark.conf jobs/score.py conf/digits.yaml
+spark-submit --properties-file conf/spark.conf jobs/score.py conf/digits.yaml
 """
 
 import sys

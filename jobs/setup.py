@@ -40,7 +40,9 @@ def step(number, what, command, total=0):
             if found and (sys.stdout.isatty() or time.time() - last > LINE_EVERY_S):
                 last = time.time()
                 name = found.group(2).partition("==")[0].rpartition("/")[2].partition("-")[0]
-                text = "installing them" if found.group(1).startswith("Inst") else "{} of {}: {}".format(done, total, name)
+                text = (
+                    "installing them" if found.group(1).startswith("Inst") else "{} of {}: {}".format(done, total, name)
+                )
                 end = "\r" if sys.stdout.isatty() else "\n"
                 print("      {:<60}".format(text), end=end, flush=True)
         code = process.wait()
@@ -60,7 +62,12 @@ def main():
         total = len(re.findall(r"^\S+==", file.read(), re.M))
     pip = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]
     step(1, "virtual environment in .venv", [sys.executable, "-m", "venv", VENV])
-    step(2, "packages of constraints.txt (about 3 GB to fetch)", pip + ["--require-hashes", "-r", "constraints.txt"], total)
+    step(
+        2,
+        "packages of constraints.txt (about 3 GB to fetch)",
+        pip + ["--require-hashes", "-r", "constraints.txt"],
+        total,
+    )
     step(3, "headrace itself", pip + ["--no-deps", "--no-build-isolation", "-e", "."])
     step(4, "Delta's jars and MLflow's tables", [PYTHON, "-c", WARM])
     for name in os.listdir(VENV):

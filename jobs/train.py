@@ -1,6 +1,6 @@
 """Train the torch network on all ranks, straight from the pinned feature table.
 
-    spark-submit --properties-file conf/spark.conf jobs/train.py conf/digits.yaml
+spark-submit --properties-file conf/spark.conf jobs/train.py conf/digits.yaml
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Serve MLflow's pages on the lake's runs and models.
 
-    python jobs/ui.py --port 5000
+python jobs/ui.py --port 5000
 """
 
 import argparse
@@ -16,4 +16,4 @@ if __name__ == "__main__":
     tracking.create_store()
     print(f"http://127.0.0.1:{arguments.port}   (Ctrl-C ends it)", flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(arguments.port)]
-    os.execv(sys.executable, [*command, *tracking.ui_arguments()])
+    os.execv(sys.executable, [*command, *tracking.ui_arguments()])  # noqa: S606

@@ -30,7 +30,8 @@ def to_array(values: pa.Array | pa.ChunkedArray, column: Column, *, where: str) 
         raise DataError(f"{where}: wanted no nulls, seen {array.null_count:,}")
     if not column.shape:
         _check_type(array.type, column, where)
-        return array.to_numpy()
+        scalars: npt.NDArray[Any] = array.to_numpy()
+        return scalars
     if column.dtype == "uint8":
         return _bytes(array, column, where).reshape(len(array), *column.shape)
     _check_type(getattr(array.type, "value_type", None), column, where)

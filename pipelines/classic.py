@@ -17,9 +17,10 @@ from pipelines import tracking
 from pipelines.assemble import VECTOR, assemble, num_bins, vector_size
 from pipelines.config.catalog import ESTIMATORS, TREES
 from pipelines.config.learning import Estimator
+from pipelines.config.load import lake_root
 from pipelines.errors import ConfigError, one_line
 from pipelines.features.fitted import Bundle, FittedFeatures
-from pipelines.lake import Contract, Snapshot, lake_root
+from pipelines.lake import Contract, Snapshot
 from pipelines.session import get_session, spark_progress
 from pipelines.stage import Given, Made
 from pipelines.tables import read_table
@@ -103,7 +104,9 @@ def _fit(estimator: "MLlibEstimator[Any]", rows: DataFrame) -> "tuple[Model, flo
     except PySparkException as error:
         text = str(error)
         if "requirement failed" in text or "IllegalArgument" in type(error).__name__:
-            raise ConfigError(f"classic: {type(estimator).__name__}: MLlib refuses: {one_line(text, limit=300)}") from None
+            raise ConfigError(
+                f"classic: {type(estimator).__name__}: MLlib refuses: {one_line(text, limit=300)}"
+            ) from None
         raise
     finally:
         rows.unpersist()

@@ -30,7 +30,9 @@ def parser(doc: str) -> argparse.ArgumentParser:
     found.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override, train.epochs=1"
     )
-    found.add_argument("--properties-file", help="Spark's properties (default: conf/spark.conf); not under spark-submit")
+    found.add_argument(
+        "--properties-file", help="Spark's properties (default: conf/spark.conf); not under spark-submit"
+    )
     return found
 
 
@@ -104,15 +106,7 @@ def explain(error: BaseException) -> HeadraceError:
 
 
 def _whole_text(error: BaseException) -> str:
-    """The error's message with the Java stack behind it, where there is one."""
-    parts = [str(error)]
-    origin = getattr(error, "_origin", None)  # pyspark keeps the py4j error here
-    for candidate in (error, origin):
-        java = getattr(candidate, "java_exception", None)
-        if java is not None:
-            try:
-                parts.append(str(candidate))
-            except Exception:
-                continue
+    """The message of the error and of those that led to it; py4j's carry the Java stack."""
+    parts = [str(error), str(getattr(error, "_origin", None) or "")]  # pyspark keeps py4j's error there
     cause = error.__cause__ or error.__context__
     return "\n".join(parts) + (f"\n{_whole_text(cause)}" if cause else "")

@@ -5,6 +5,7 @@ The candidate is the best on the validation split; the test split only gates.
 
 from contextlib import ExitStack
 from functools import reduce
+from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -57,7 +58,8 @@ def build(given: Given) -> Made:
         _plot(given.run, test, refs, chosen, spec, measured, config)
     candidates = [_entry(ref, measured) for ref in refs]
     against = None if champion is None else _against(champion, measured, difference)
-    result = {
+    path = table_path(config.workload, "evaluated")
+    result: dict[str, Any] = {
         "candidates": candidates,
         "champion": chosen,
         "verdict": verdict.model_dump(mode="json"),
@@ -67,7 +69,7 @@ def build(given: Given) -> Made:
         "row_digest": snapshots["test"].row_digest,
         "slices": [{**s, "column": s["column"].removeprefix(_SLICE)} for s in slices],
         "model": next(ref for ref in refs if ref.name == chosen).model_dump(mode="json"),
-        "table": str(table_path(config.workload, "evaluated")),
+        "table": str(path),
     }
     board = leaderboard_table(result)
     given.run.json("slices.json", result["slices"])
@@ -76,7 +78,7 @@ def build(given: Given) -> Made:
     return Made(
         rows=sum(m.rows for m in measured.values()),
         result=result,
-        outputs=[result["table"]],
+        outputs=[str(path)],
         lines=[*board.splitlines(), _spoken(verdict)],
     )
 
@@ -194,7 +196,9 @@ def _plot(
     for (name, split), seen in measured.items():
         run.metrics({f"{split}/{name}/{metric}": value for metric, value in seen.metrics.items()})
     metric = config.gate_metric
-    bars = [(r.name, measured[r.name, "test"].metrics[metric]) for r in refs if metric in measured[r.name, "test"].metrics]
+    bars = [
+        (r.name, measured[r.name, "test"].metrics[metric]) for r in refs if metric in measured[r.name, "test"].metrics
+    ]
     run.figure("leaderboard.png", plots.leaderboard(bars, metric, chosen))
     best = test.where(F.col("candidate") == chosen)
     if spec.kind == "real":

@@ -104,7 +104,7 @@ def paired_bootstrap(
     """
     rows = len(label)
     generator = np.random.default_rng(seed)
-    measure_a, measure_b = _measure(metric, label, candidate), _measure(metric, label, champion)
+    measure_a, measure_b = _Weighted(metric, label, candidate), _Weighted(metric, label, champion)
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
     differences = np.empty(REPLICATES)
     for i in range(REPLICATES):
@@ -123,7 +123,7 @@ def paired_bootstrap(
     )
 
 
-class _measure:
+class _Weighted:
     """The metric as a function of the rows' weights; what does not depend on them is computed once."""
 
     def __init__(self, metric: str, label: Floats, values: Floats) -> None:

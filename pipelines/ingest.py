@@ -106,7 +106,7 @@ def _restore(spark: SparkSession, table: Path, version: int | None) -> None:
 
 def _refusal(source: Source, rejects: Path, read: int, rejected: int, reasons: list[str]) -> DataError:
     if not read:
-        paths = source.paths if isinstance(source.paths, list) else sorted(sum(source.paths.values(), []))
+        paths = [str(file) for files in raw_files(source).values() for file in files]
         return DataError(f"source.paths: wanted rows in {', '.join(paths)}, seen none: the files are empty")
     return DataError(
         f"ingest: {rejected:,} of {read:,} rows do not fit the schema, source.max_rejected allows "

@@ -36,7 +36,9 @@ def table(result: dict[str, Any]) -> str:
         lines.append([*row, *[_number(against["metrics"].get(name)) for name in used], "", ""])
     widths = [max(len(line[place]) for line in lines) for place in range(len(head))]
     return "\n".join(
-        "  ".join(c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))).rstrip()
+        "  ".join(
+            c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
         for line in lines
     )
 

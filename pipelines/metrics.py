@@ -33,7 +33,9 @@ class Measured:
     row_id_sum: int
 
 
-def measure(scored: DataFrame, spec: LabelSpec, *, ranked: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Measured]:
+def measure(
+    scored: DataFrame, spec: LabelSpec, *, ranked: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], Measured]:
     """Metrics by (candidate, split).
 
     Args:
@@ -73,13 +75,17 @@ def _means(spec: LabelSpec) -> dict[str, Column]:
             "mae": F.avg(F.abs(error)),
             "variance": F.var_pop("label"),
         }
-    return {"accuracy": F.avg((F.col("prediction") == F.col("label")).cast("double")), "log_loss": F.avg(row_log_loss())}
+    return {
+        "accuracy": F.avg((F.col("prediction") == F.col("label")).cast("double")),
+        "log_loss": F.avg(row_log_loss()),
+    }
 
 
 def row_log_loss() -> Column:
     """-log of the probability that the model gave to the row's class; null where it gives none."""
     given = F.get("probabilities", F.col("label").cast("int"))
-    return -F.log(F.greatest(F.least(given, F.lit(1.0 - _SMALLEST)), F.lit(_SMALLEST)))
+    bounded = F.greatest(F.least(given, F.lit(1.0 - _SMALLEST)), F.lit(_SMALLEST))
+    return F.when(given.isNotNull(), -F.log(bounded))  # least and greatest skip nulls
 
 
 def _from_moments(means: Metrics) -> Metrics:
@@ -90,11 +96,11 @@ def _from_moments(means: Metrics) -> Metrics:
 
 def _ranking(rows: DataFrame) -> Metrics:
     """Exact areas under the ROC and the precision-recall curve, by MLlib's distributed sort."""
-    found = {}
-    for name, metric in (("auc", "areaUnderROC"), ("pr_auc", "areaUnderPR")):
-        evaluator = BinaryClassificationEvaluator(rawPredictionCol="score", labelCol="label", metricName=metric, numBins=0)
-        found[name] = float(evaluator.evaluate(rows))
-    return found
+    evaluator = BinaryClassificationEvaluator(rawPredictionCol="score", labelCol="label", numBins=0)
+    return {
+        "auc": float(evaluator.setMetricName("areaUnderROC").evaluate(rows)),
+        "pr_auc": float(evaluator.setMetricName("areaUnderPR").evaluate(rows)),
+    }
 
 
 def confusion(scored: DataFrame, spec: LabelSpec) -> np.ndarray[Any, Any]:
@@ -181,7 +187,9 @@ def paired_rows(scored: DataFrame, candidate: str, champion: str, metric: str) -
 
     def of(name: str) -> DataFrame:
         chosen = scored.where(F.col("candidate") == name)
-        return chosen.select("row_id", F.col("label").cast("double").alias("label"), values[metric].alias(f"value_{name}"))
+        return chosen.select(
+            "row_id", F.col("label").cast("double").alias("label"), values[metric].alias(f"value_{name}")
+        )
 
     both = of(candidate).join(of(champion).drop("label"), on="row_id", how="inner")
     sample = both.orderBy(F.xxhash64("row_id", F.lit("paired"))).limit(PAIRED_ROWS).toPandas()

@@ -85,7 +85,7 @@ def write_json(path: Path, value: Any) -> None:
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            Path(temporary).unlink()
         raise
 
 

@@ -32,7 +32,9 @@ def build(given: Given) -> Made:
     if known is not None and now is not None:
         line = f"{ref.name} is version {known.version}, the champion"
         if now.version != known.version:
-            line = f"version {now.version} stays champion: {ref.name} is version {known.version}, and the alias was moved"
+            line = (
+                f"version {now.version} stays champion: {ref.name} is version {known.version}, and the alias was moved"
+            )
         return _made(given, now.version, now.ref, line)
     if known is not None:
         tracking.move_alias(workload, known.version, alias=ALIAS)

@@ -20,9 +20,7 @@ def digits(folder: Path) -> None:
     labels = data.target.astype(np.uint8)
     num, height, width = pixels.shape
     _write(folder / "digits-labels-idx1-ubyte.gz", struct.pack(">2I", 0x801, num) + labels.tobytes())
-    _write(
-        folder / "digits-images-idx3-ubyte.gz", struct.pack(">4I", 0x803, num, height, width) + pixels.tobytes()
-    )
+    _write(folder / "digits-images-idx3-ubyte.gz", struct.pack(">4I", 0x803, num, height, width) + pixels.tobytes())
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -5,11 +5,11 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,14 +20,15 @@ from pyspark.sql import functions as F
 
 from pipelines import tracking
 from pipelines.arrays import to_array, to_padded
-from pipelines.assemble import VECTOR, assemble
+from pipelines.assemble import assemble
 from pipelines.config import Config
+from pipelines.config.load import lake_root
 from pipelines.errors import LakeError
 from pipelines.features.apply import transform
 from pipelines.features.build import with_split
 from pipelines.features.fitted import Bundle, FittedCategory, FittedFeatures
 from pipelines.ingest import parse
-from pipelines.lake import Contract, LabelSpec, Snapshot, lake_root, table_path
+from pipelines.lake import Contract, LabelSpec, Snapshot, table_path
 from pipelines.session import get_session
 from pipelines.stage import Given, Made
 from pipelines.tables import read_table, write_table
@@ -98,10 +99,10 @@ def _apply_classic(features: DataFrame, model: Loaded, keep: Sequence[str]) -> D
     probabilities: SparkColumn = F.lit(None).cast("array<double>")
     score: SparkColumn = F.lit(None).cast("double")
     if "probability" in scored.columns:
-        probabilities = vector_to_array("probability")
+        probabilities = vector_to_array(F.col("probability"))
     if model.bundle.contract.label.kind == "binary":
         ranks = "probability" if "probability" in scored.columns else "rawPrediction"
-        score = vector_to_array(ranks)[1]
+        score = vector_to_array(F.col(ranks))[1]
     return scored.select(
         *keep,
         F.col("prediction").cast("double").alias("prediction"),
@@ -113,12 +114,12 @@ def _apply_classic(features: DataFrame, model: Loaded, keep: Sequence[str]) -> D
 class _TorchBatches:
     """Runs on Spark's Python workers; loads the network once a process."""
 
-    _networks: dict[str, "torch.nn.Module"] = {}
+    _networks: ClassVar[dict[str, "torch.nn.Module"]] = {}
 
     def __init__(self, path: str, contract: Contract, keep: tuple[str, ...]) -> None:
         self.path, self.contract, self.keep = path, contract, keep
 
-    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         import torch
 
         torch.set_num_threads(1)  # one task a core already

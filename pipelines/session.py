@@ -49,7 +49,7 @@ def under_spark_submit() -> bool:
 def master() -> str:
     """The master that a session started now would have, without starting one."""
     if spark := active_session():
-        return spark.sparkContext.master
+        return str(spark.sparkContext.master)
     for line in _properties_file.read_text(encoding="utf-8").splitlines():
         key, _, value = line.strip().partition(" ")
         if key == "spark.master":

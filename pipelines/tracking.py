@@ -5,7 +5,6 @@ artifact folder in the lake serve. mlflow is imported when first needed: it cost
 """
 
 import contextlib
-import json
 import logging
 import os
 import socket
@@ -14,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from types import ModuleType
@@ -96,7 +95,7 @@ def check_reachable() -> None:
     if not uri.startswith(("http://", "https://")):
         return
     try:
-        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5).close()
+        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5).close()  # noqa: S310
     except urllib.error.HTTPError:
         return  # it answers; what it thinks of the question comes later
     except (OSError, ValueError) as error:
@@ -210,7 +209,7 @@ class Run:
         from mlflow.entities import DatasetInput, InputTag
 
         source = DeltaDatasetSource(path=snapshot.table, delta_table_version=snapshot.version)
-        dataset = MetaDataset(source, name=name, digest=snapshot.digest[:16])
+        dataset = MetaDataset(source, name=name, digest=snapshot.digest[:16])  # type: ignore[abstract]
         tag = InputTag("mlflow.data.context", context)
         self._client.log_inputs(self.id, [DatasetInput(dataset._to_mlflow_entity(), [tag])])
         self.tags(
@@ -339,7 +338,10 @@ def load_classic(path: Path) -> "PipelineModel":
     _mlflow()
     scratch = lake_root() / "tmp"
     scratch.mkdir(parents=True, exist_ok=True)
-    return _guarded(f"load {path}", lambda: mlflow.spark.load_model(str(path), dfs_tmpdir=str(scratch / "mlflow")))
+    model: PipelineModel = _guarded(
+        f"load {path}", lambda: mlflow.spark.load_model(str(path), dfs_tmpdir=str(scratch / "mlflow"))
+    )
+    return model
 
 
 def log_torch(
@@ -362,9 +364,11 @@ def log_torch(
     import mlflow.pytorch
     import numpy as np
     from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
+    from mlflow.types import ColSpec, Schema, TensorSpec
 
-    inputs = [TensorSpec(array.dtype, (-1, *array.shape[1:]), key) for key, array in examples.items()]
+    inputs: list[ColSpec | TensorSpec] = [
+        TensorSpec(array.dtype, (-1, *array.shape[1:]), key) for key, array in examples.items()
+    ]
     signature = ModelSignature(inputs=Schema(inputs), outputs=Schema([TensorSpec(np.dtype("float32"), (-1, -1))]))
     mlflow_root = _mlflow()
     arrays = tuple(examples.values())
@@ -396,7 +400,8 @@ def load_torch(path: str) -> "torch.nn.Module":
     import mlflow.pytorch
 
     _mlflow()
-    return mlflow.pytorch.load_model(path)
+    network: torch.nn.Module = mlflow.pytorch.load_model(path)
+    return network
 
 
 def download(uri: str, folder: Path) -> Path:

@@ -26,6 +26,7 @@ def known_name(what: str, name: str, known: tuple[str, ...] | list[str]) -> str:
 
 
 def as_list(value: Any) -> Any:
+    """A single string as a list of one."""
     return [value] if isinstance(value, str) else value
 
 
@@ -36,5 +37,3 @@ class Section(BaseModel):
     """A part of a config: frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-

@@ -71,9 +71,7 @@ ESTIMATORS: dict[str, tuple[str, ...]] = {
 }
 
 BINARY_ESTIMATORS = frozenset({"GBTClassifier", "LinearSVC"})
-REGRESSORS = frozenset(
-    {"DecisionTreeRegressor", "GBTRegressor", "LinearRegression", "RandomForestRegressor"}
-)
+REGRESSORS = frozenset({"DecisionTreeRegressor", "GBTRegressor", "LinearRegression", "RandomForestRegressor"})
 TREES = frozenset(name for name in ESTIMATORS if name.startswith(("DecisionTree", "GBT", "RandomForest")))
 
 # Optimizers of torch.optim that take a step without a closure, with the parameters a config may set.

@@ -150,5 +150,3 @@ class Split(Section):
     def names(self) -> list[str]:
         """All splits."""
         return [*self.base_names, *(["validation"] if self.validation else [])]
-
-

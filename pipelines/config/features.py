@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from pipelines.config.base import Name, Positive, Section
 from pipelines.config.data import RESERVED_COLUMNS
 
+
 class NoOptions(Section):
     """A step without options."""
 
@@ -188,5 +189,3 @@ class Features(Section):
             if name in RESERVED_COLUMNS:
                 raise ValueError(f"input {name!r}: this name is Headrace's own; give the input another one")
         return inputs
-
-

@@ -7,13 +7,14 @@ from pydantic import ConfigDict, Field, model_validator
 from pipelines.config import catalog
 from pipelines.config.base import Positive, Section, known_name
 
+
 class Estimator(Section):
     """An MLlib estimator with its own parameters."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
     estimator: str = Field(
-        description="The estimator's class name.", json_schema_extra={"enum": sorted(catalog.ESTIMATORS)}
+        description="The estimator's class name.", json_schema_extra={"enum": [*sorted(catalog.ESTIMATORS)]}
     )
 
     @model_validator(mode="after")
@@ -78,7 +79,7 @@ class Optimizer(Named):
     name: str = Field(
         default="Adam",
         description="The class name in torch.optim.",
-        json_schema_extra={"enum": sorted(catalog.OPTIMIZERS)},
+        json_schema_extra={"enum": [*sorted(catalog.OPTIMIZERS)]},
     )
 
     @model_validator(mode="after")
@@ -95,7 +96,7 @@ class Schedule(Named):
     name: str = Field(
         description="The class name in torch.optim.lr_scheduler. `T_max`, `total_steps` and `total_iters` default "
         "to the steps of the whole run.",
-        json_schema_extra={"enum": sorted(catalog.SCHEDULES)},
+        json_schema_extra={"enum": [*sorted(catalog.SCHEDULES)]},
     )
 
     @model_validator(mode="after")
@@ -171,5 +172,3 @@ class Train(Section):
             return self.lanes
         limit = max(16, self.ranks)
         return max(c for c in range(1, min(limit, self.batch_size) + 1) if self.batch_size % c == 0)
-
-

@@ -50,7 +50,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-        raw = yaml.load(text, Loader=_UniqueKeys)
+        raw = _UniqueKeys(text).get_single_data()
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: wanted YAML: {one_line(str(error))}") from None
     if not isinstance(raw, dict):
@@ -173,16 +173,12 @@ def _known_keys(place: Sequence[Any]) -> list[str]:
         if isinstance(model, type) and issubclass(model, BaseModel):
             fields = {field.alias or name: field for name, field in model.model_fields.items()}
             annotation = fields[str(part)].annotation if str(part) in fields else None
-            model = _section_in(annotation) or model
+            model = next(iter(sections_in(annotation)), model)
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def _section_in(annotation: Any) -> Any:
-    """The first section class named in a type annotation, or None."""
+def sections_in(annotation: Any) -> list[type[BaseModel]]:
+    """The section classes named in a type annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        found = _section_in(argument)
-        if found:
-            return found
-    return None
+        return [annotation]
+    return [section for argument in getattr(annotation, "__args__", ()) for section in sections_in(argument)]

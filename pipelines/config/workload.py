@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipelines.config import catalog
-from pipelines.config.base import Name, Natural, Positive, Section, Share, Strings, known_name
+from pipelines.config.base import Name, Natural, Positive, Section, Strings, known_name
 from pipelines.config.data import NUMERIC, HashSplit, Source, Split
 from pipelines.config.features import Features, Input
 from pipelines.config.learning import Estimator, Model, Train

@@ -35,7 +35,9 @@ def with_label(rows: DataFrame, label: FittedLabel) -> DataFrame:
     text = value.cast("string")
     if label.spec.kind == "binary":
         negative = text.isin(*label.negative) if label.negative else text.isNotNull()
-        return rows.withColumn("label", F.when(text.isin(*label.positive), F.lit(1)).when(negative, F.lit(0)).cast("bigint"))
+        return rows.withColumn(
+            "label", F.when(text.isin(*label.positive), F.lit(1)).when(negative, F.lit(0)).cast("bigint")
+        )
     index = F.array_position(F.array(*[F.lit(c) for c in label.spec.classes]), text) - 1
     return rows.withColumn("label", F.when(index >= 0, index).cast("bigint"))
 

@@ -251,7 +251,9 @@ def _fit_number(name: str, column: str, group: Input, stats: Stats, notes: list[
             )
         fill = None if bucketize else fill
     if bucketize:
-        return FittedNumber(column=column, fill=fill, log1p=log1p, splits=_splits(bucketize, stats, name, column, log1p))
+        return FittedNumber(
+            column=column, fill=fill, log1p=log1p, splits=_splits(bucketize, stats, name, column, log1p)
+        )
     shift, scale = 0.0, 1.0
     filled = _logged(float(fill or 0.0), log1p)
     if _step(group, "standardize"):
@@ -288,9 +290,7 @@ def _with_filled(num: int, mean: float, variance: float, missing: int, filled: f
     return mean + delta * missing / total, (num * variance + delta * delta * num * missing / total) / total
 
 
-def _fit_label(
-    label: Label, dtype: str, stats: Stats, counted: dict[int, list[tuple[str | None, int]]]
-) -> FittedLabel:
+def _fit_label(label: Label, dtype: str, stats: Stats, counted: dict[int, list[tuple[str | None, int]]]) -> FittedLabel:
     where = f"features.label: column {label.column!r}"
     if label.kind == "real":
         if stats["label:missing"]:

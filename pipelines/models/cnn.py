@@ -39,7 +39,9 @@ class CNN(nn.Module):
         self.image = contract.inputs[0]
         height, width = self.image.shape[:2]
         if min(height, width) >> len(channels) < 1:
-            raise ConfigError(f"model: cnn: channels: an image of {height} x {width} cannot be halved {len(channels)} times")
+            raise ConfigError(
+                f"model: cnn: channels: an image of {height} x {width} cannot be halved {len(channels)} times"
+            )
         depth = self.image.shape[2] if len(self.image.shape) == 3 else 1
         layers: list[nn.Module] = []
         for before, after in zip([depth, *channels[:-1]], channels, strict=True):

@@ -1,6 +1,7 @@
 """The contract's inputs as one matrix of features: images scaled and flattened, ids embedded."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +65,7 @@ def scaled(column: Column, pixels: Tensor) -> Tensor:
 def stack(widths: Sequence[int], dropout: float) -> nn.Sequential:
     """Linear layers of the given widths with ReLU, and dropout where it is above 0, behind each."""
     layers: list[nn.Module] = []
-    for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
+    for width_in, width_out in pairwise(widths):
         layers += [nn.Linear(width_in, width_out), nn.ReLU()]
         if dropout > 0:
             layers.append(nn.Dropout(dropout))

@@ -38,14 +38,16 @@ def read(spark: SparkSession, source: Source, files: Sequence[Path], root: Path)
     ]
     malformed = F.when(
         F.col(f"_typed.{_CORRUPT}").isNotNull(),
-        F.when(texts[_CORRUPT].isNotNull(), F.lit(f"wanted {len(source.columns)} fields, seen another number")).otherwise(
-            first_reason([*wrong_type, F.lit("not a row of the declared columns")])
-        ),
+        F.when(
+            texts[_CORRUPT].isNotNull(), F.lit(f"wanted {len(source.columns)} fields, seen another number")
+        ).otherwise(first_reason([*wrong_type, F.lit("not a row of the declared columns")])),
     )
     return (
         lines.withColumn("_typed", typed)
         .withColumn("_malformed", malformed)
-        .select(*[F.col(f"_typed.{name}").alias(name) for name in source.columns], "_file", "_line", "_raw", "_malformed")
+        .select(
+            *[F.col(f"_typed.{name}").alias(name) for name in source.columns], "_file", "_line", "_raw", "_malformed"
+        )
         .withColumn("_reason", first_reason([F.col("_malformed"), *not_finite(source.columns)]))
         .drop("_malformed")
     )

@@ -46,7 +46,9 @@ def _tasks(images: Path, root: Path) -> Iterator[tuple[str, str, str, int, int]]
     """Ranges of records that one worker reads; a gzip file is one range, since it cannot be entered midway."""
     labels = images.with_name(images.name.replace("images-idx3", "labels-idx1"))
     if labels == images or not labels.is_file():
-        raise DataError(f"{images}: wanted a file named ...images-idx3... with its ...labels-idx1... beside it, seen none")
+        raise DataError(
+            f"{images}: wanted a file named ...images-idx3... with its ...labels-idx1... beside it, seen none"
+        )
     num, height, width = _header(images, _IMAGES, 3)
     (num_labels,) = _header(labels, _LABELS, 1)
     if num != num_labels:

@@ -19,7 +19,9 @@ def read(spark: SparkSession, source: Source, files: Sequence[Path], root: Path)
     (label, _), (vector, dtype) = source.columns.items()
     size = int(dtype.removeprefix("sparse(").removesuffix(")"))
     tokens = F.filter(F.split(F.split("_raw", "#")[0], r"\s+"), lambda token: token != "")
-    pairs = F.transform(F.slice("_tokens", F.lit(2), F.greatest(F.size("_tokens") - 1, F.lit(0))), lambda t: F.split(t, ":"))
+    pairs = F.transform(
+        F.slice("_tokens", F.lit(2), F.greatest(F.size("_tokens") - 1, F.lit(0))), lambda t: F.split(t, ":")
+    )
     rows = (
         numbered_lines(spark, files, root)
         .withColumn("_tokens", tokens)
@@ -36,7 +38,10 @@ def read(spark: SparkSession, source: Source, files: Sequence[Path], root: Path)
         lambda at: F.get("_ids", at) <= F.get("_ids", at - 1),
     )
     reasons = [
-        F.when(F.col(label).isNull(), F.concat(F.lit(f"{label}: wanted a number, seen '"), F.get("_tokens", F.lit(0)), F.lit("'"))),
+        F.when(
+            F.col(label).isNull(),
+            F.concat(F.lit(f"{label}: wanted a number, seen '"), F.get("_tokens", F.lit(0)), F.lit("'")),
+        ),
         *not_finite({label: "double"}),
         F.when(F.exists("_pairs", lambda pair: F.size(pair) != 2), F.lit("wanted index:value pairs")),
         F.when(wrong_index, F.lit(f"wanted indices from 1 to {size}")),

@@ -65,5 +65,7 @@ def _fits(seen: pa.DataType, dtype: str) -> bool:
         element = _TYPES[dtype.removeprefix("array<").removesuffix(">")]
         return bool(pa.types.is_list(seen) and seen.value_type == element)
     if dtype.startswith("sparse("):
-        return bool(pa.types.is_struct(seen) and {seen.field(i).name for i in range(seen.num_fields)} == {"ids", "values"})
+        return bool(
+            pa.types.is_struct(seen) and {seen.field(i).name for i in range(seen.num_fields)} == {"ids", "values"}
+        )
     return bool(seen == _TYPES[dtype])

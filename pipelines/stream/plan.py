@@ -17,6 +17,10 @@ Indices = npt.NDArray[np.int64]
 _SHARDS, _ROWS = 1, 2  # keys that keep the generators of shard order and row order apart
 
 
+def _ceil_div(a: int, b: int) -> int:
+    return (a + b - 1) // b
+
+
 @dataclass(frozen=True)
 class EpochPlan:
     """The order of one epoch.
@@ -59,7 +63,7 @@ class EpochPlan:
     @cached_property
     def steps(self) -> int:
         """Global batches of the epoch: ceil(ceil(N / C) / b)."""
-        return -(-(-(-self.rows // self.lanes)) // self.lane_batch)
+        return _ceil_div(_ceil_div(self.rows, self.lanes), self.lane_batch)
 
     @cached_property
     def shard_order(self) -> tuple[int, ...]:

@@ -54,9 +54,7 @@ class State(BaseModel):
     param_groups: list[dict[str, Any]]
 
 
-def save(
-    folder: Path, network: nn.Module, optimizer: Optimizer, schedule: LRScheduler | None, state: State
-) -> Path:
+def save(folder: Path, network: nn.Module, optimizer: Optimizer, schedule: LRScheduler | None, state: State) -> Path:
     """Write a checkpoint behind epoch `len(state.epochs) - 1`. Returns its folder."""
     target = folder / f"epoch-{len(state.epochs) - 1:04d}"
     temporary = folder / f".{target.name}.{os.getpid()}"
@@ -95,7 +93,9 @@ def load(
         load_weights(path, network)
         tensors = load_file(path / "optimizer.safetensors")
     except (OSError, SafetensorError, ValueError) as error:
-        raise TrainingError(f"{path}: wanted a checkpoint, seen {error}; remove the folder to go on without it") from None
+        raise TrainingError(
+            f"{path}: wanted a checkpoint, seen {error}; remove the folder to go on without it"
+        ) from None
     values: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         place, _, key = name.partition(".")

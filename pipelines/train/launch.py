@@ -117,17 +117,15 @@ def _by_spark(config: Config) -> bool:
     if config.train.launcher != "auto":
         return config.train.launcher == "spark"
     return (
-        session.active_session() is not None
-        or session.under_spark_submit()
-        or not session.master().startswith("local")
+        session.active_session() is not None or session.under_spark_submit() or not session.master().startswith("local")
     )
 
 
 def _run_torch_distributor(config: Config, job_path: Path, log: Path) -> None:
-    spark = session.get_session(config)
+    session.get_session(config)
     from pyspark.ml.torch.distributor import TorchDistributor
 
-    local = spark.sparkContext.master.startswith("local")
+    local = session.master().startswith("local")
     distributor = TorchDistributor(num_processes=config.train.ranks, local_mode=local, use_gpu=False)
     distributor.logger.setLevel(logging.WARNING)
     with log.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):

@@ -170,7 +170,8 @@ class Trainer:
         outputs = outputs.float()
         losses = row_losses(outputs, tensors["label"], self.contract.label)
         self.optimizer.zero_grad(set_to_none=True)
-        step_loss(losses, rows=batch.rows, global_rows=batch.global_rows).backward()
+        loss = step_loss(losses, rows=batch.rows, global_rows=batch.global_rows)
+        loss.backward()  # type: ignore[no-untyped-call]
         if self.train.clip_grad_norm:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.train.clip_grad_norm)
         self.optimizer.step()

@@ -1,6 +1,6 @@
 """One rank. Started by torchrun or TorchDistributor:
 
-    torchrun --standalone --nproc-per-node 2 -m pipelines.train.worker JOB.json
+torchrun --standalone --nproc-per-node 2 -m pipelines.train.worker JOB.json
 """
 
 import ctypes
@@ -60,9 +60,7 @@ def _work(job: TrainJob, rank: int) -> None:
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     device = _device(job, local_world)
     torch.set_num_threads(job.train.threads or max(1, (os.cpu_count() or 1) // local_world))
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=job.train.timeout_s)
-    )
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=job.train.timeout_s))
     trainer = Trainer(job, device)
     resumed = trainer.resume()
     started = time.monotonic()
