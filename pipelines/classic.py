@@ -2,6 +2,9 @@
 
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyspark.ml.classification
@@ -10,7 +13,7 @@ from pyspark.errors import PySparkException
 from pyspark.ml import Estimator as MLlibEstimator
 from pyspark.ml import Model
 from pyspark.ml.linalg import DenseMatrix, DenseVector
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.storagelevel import StorageLevel
 
 from pipelines import tracking
@@ -43,20 +46,30 @@ def build(given: Given) -> Made:
     assert snapshot.contract is not None, "a feature table carries its contract"
     given.run.dataset(snapshot, name="features_train", context="training")
     refs, lines = [], []
-    for wanted in config.classic:
-        with spark_progress(spark, f"classic: {wanted.estimator}"):
-            estimator = make_estimator(wanted, snapshot.contract, seed=config.seed)
-            rows = assemble(read_table(spark, snapshot), snapshot.contract, estimator=wanted.estimator)
-            model, seconds = _fit(estimator, rows.select("label", VECTOR))
-        ref = _log(model, wanted, given, snapshot, seconds)
-        refs.append(ref)
-        lines.append(f"{wanted.estimator} fitted on {snapshot.rows:,} rows in {seconds:.1f} s")
+    with _checkpoints(spark):
+        for wanted in config.classic:
+            with spark_progress(spark, f"classic: {wanted.estimator}"):
+                estimator = make_estimator(wanted, snapshot.contract, seed=config.seed)
+                rows = assemble(read_table(spark, snapshot), snapshot.contract, estimator=wanted.estimator)
+                model, seconds = _fit(estimator, rows.select("label", VECTOR))
+            refs.append(_log(model, wanted, given, snapshot, seconds))
+            lines.append(f"{wanted.estimator} fitted on {snapshot.rows:,} rows in {seconds:.1f} s")
     return Made(
         rows=snapshot.rows,
         result={"models": [ref.model_dump(mode="json") for ref in refs]},
         outputs=[output for ref in refs for output in (ref.uri, ref.path)],
         lines=lines,
     )
+
+
+@contextmanager
+def _checkpoints(spark: SparkSession) -> Iterator[None]:
+    """A folder where boosted trees cut their lineage; without it, it grows with each of them until it overflows."""
+    scratch = lake_root() / "tmp"
+    scratch.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
+        spark.sparkContext.setCheckpointDir(folder)
+        yield
 
 
 def make_estimator(wanted: Estimator, contract: Contract, *, seed: int) -> "MLlibEstimator[Any]":

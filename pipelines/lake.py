@@ -215,7 +215,7 @@ def _refuse_features(table: Path, delta: DeltaTable) -> None:
     metadata = delta.metadata()
     properties = metadata.configuration
     reader_features = set(delta.protocol().reader_features or [])
-    if "deletionVectors" in reader_features and _has_deletion_vectors(delta):
+    if "deletionVectors" in reader_features and pa.table(delta.deletion_vectors()).num_rows:
         raise LakeError(
             f"{where}: wanted plain files, seen deletion vectors, whose deleted rows would come back; "
             f"run REORG TABLE delta.`{table}` APPLY (PURGE)"
@@ -229,14 +229,6 @@ def _refuse_features(table: Path, delta: DeltaTable) -> None:
             f"{where}: wanted an unpartitioned table, seen partition columns {metadata.partition_columns}, whose "
             "values are not in the files; write the table anew without partitionBy"
         )
-
-
-def _has_deletion_vectors(delta: DeltaTable) -> bool:
-    actions = pa.table(delta.get_add_actions(flatten=True))
-    columns = [name for name in actions.column_names if name.startswith("deletion_vector")]
-    if not columns:
-        return delta.metadata().configuration.get("delta.enableDeletionVectors") == "true"
-    return any(actions.column(name).null_count < actions.num_rows for name in columns)
 
 
 def _read_footers(table: Path, delta: DeltaTable) -> list[File]:

@@ -142,7 +142,7 @@ def _named_modules(config: Config, name: str) -> list[str]:
     if name == "train" and config.model:
         from pipelines.models.names import network_path
 
-        return [network_path(config.model.network).partition(":")[0]]
+        return ["pipelines.train.worker", network_path(config.model.network).partition(":")[0]]
     return []
 
 

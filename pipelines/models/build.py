@@ -49,13 +49,13 @@ def row_losses(outputs: Tensor, label: Tensor, spec: LabelSpec) -> Tensor:
     return (outputs[:, 0] - ((label - spec.mean) / spec.std).to(outputs.dtype)) ** 2
 
 
-def row_scores(outputs: Tensor, label: Tensor, spec: LabelSpec) -> tuple[str, Tensor]:
-    """Name and value a row, shape (B,), of what is averaged to judge training: accuracy, or the squared error."""
+def row_scores(outputs: Tensor, label: Tensor, spec: LabelSpec) -> Tensor:
+    """What is averaged to judge training, shape (B,): 1 where the class is right, or the squared error."""
     if spec.kind == "multiclass":
-        return "accuracy", (outputs.argmax(1) == label).to(torch.float32)
+        return (outputs.argmax(1) == label).to(torch.float32)
     if spec.kind == "binary":
-        return "accuracy", ((outputs[:, 0] > 0) == (label > 0)).to(torch.float32)
-    return "squared_error", (outputs[:, 0].to(torch.float64) * spec.std + spec.mean - label) ** 2
+        return ((outputs[:, 0] > 0) == (label > 0)).to(torch.float32)
+    return (outputs[:, 0].to(torch.float64) * spec.std + spec.mean - label) ** 2
 
 
 class Served(nn.Module):

@@ -80,7 +80,7 @@ def _read_once(shards: Sequence[Shard], columns: Sequence[Column]) -> Arrays:
             for column in columns:
                 arrays[column.name][at : at + seen] = getattr(part, column.name)
             at += seen
-        if next(reader, None) is not None:
+        if _is_drained(reader) and next(reader, None) is not None:
             raise DataError(f"{shards[-1].path}: wanted the end of the list, seen more rows; run features again")
     except (OSError, pa.ArrowException, ValueError) as error:
         raise DataError(f"{shard.path}: cannot be read: {one_line(str(error), limit=200)}") from None
@@ -89,6 +89,15 @@ def _read_once(shards: Sequence[Shard], columns: Sequence[Column]) -> Arrays:
             reader.stop()
             reader.join()
     return arrays
+
+
+def _is_drained(reader: Reader) -> bool:
+    """Whether Petastorm's ventilator has put out its last item; asked before, its dummy pool would wait for ever."""
+    for _ in range(1000):
+        if reader.ventilator.completed():
+            return True
+        time.sleep(0.001)
+    return False
 
 
 def _open(shards: Sequence[Shard], columns: Sequence[Column]) -> Reader:

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pipelines.config.learning import Train
 from pipelines.errors import ConfigError, TrainingError
-from pipelines.lake import UINT64, Column, Contract, Snapshot
+from pipelines.lake import UINT64, Contract, LabelSpec, Snapshot
 from pipelines.models.build import build_network, row_losses, row_scores
 from pipelines.stream.loader import Batch, LaneLoader, shards_of
 from pipelines.stream.plan import EpochPlan, assign_lanes
@@ -35,26 +35,25 @@ class Tally:
         row_ids: Sum of the row ids, which wraps as int64 does, so modulo 2^64.
     """
 
+    spec: LabelSpec
     rows: Tensor
     row_ids: Tensor
     loss: Tensor
     score: Tensor
-    score_name: str = ""
 
     @classmethod
-    def zero(cls, device: torch.device) -> "Tally":
+    def zero(cls, spec: LabelSpec, device: torch.device) -> "Tally":
         """Nothing added yet."""
         whole = torch.zeros((), dtype=torch.int64, device=device)
         real = torch.zeros((), dtype=torch.float64, device=device)
-        return cls(rows=whole.clone(), row_ids=whole.clone(), loss=real.clone(), score=real.clone())
+        return cls(spec=spec, rows=whole.clone(), row_ids=whole.clone(), loss=real.clone(), score=real.clone())
 
-    def add(self, row_ids: Tensor, losses: Tensor, scores: tuple[str, Tensor]) -> None:
+    def add(self, tensors: dict[str, Tensor], outputs: Tensor, losses: Tensor) -> None:
         """Count the rows of one batch, each by its row id."""
-        self.score_name = scores[0]
-        self.rows += row_ids.numel()
-        self.row_ids += row_ids.sum()
+        self.rows += tensors["row_id"].numel()
+        self.row_ids += tensors["row_id"].sum()
         self.loss += losses.detach().sum()
-        self.score += scores[1].detach().sum()
+        self.score += row_scores(outputs.detach(), tensors["label"], self.spec).sum()
 
     def reduced(self) -> tuple[int, int, float, dict[str, float]]:
         """Over all ranks: rows, row id sum modulo 2^64, mean loss, metrics."""
@@ -63,8 +62,8 @@ class Tally:
         dist.all_reduce(real)
         rows, row_ids = (int(x) for x in whole)
         mean = real / max(rows, 1)
-        name, score = self.score_name, float(mean[1])
-        metrics = {"rmse": score**0.5} if name == "squared_error" else {name: score}
+        score = float(mean[1])
+        metrics = {"rmse": score**0.5} if self.spec.kind == "real" else {"accuracy": score}
         return rows, row_ids % UINT64, float(mean[0]), metrics
 
 
@@ -127,7 +126,7 @@ class Trainer:
         # Seeded by epoch and rank, so that a run that goes on from a checkpoint draws what it would have drawn.
         torch.manual_seed((self.job.seed * 1_000_003 + epoch) * 1_009 + self.rank)
         started, waited = time.perf_counter(), 0.0
-        tally = Tally.zero(self.device)
+        tally = Tally.zero(self.contract.label, self.device)
         plan = self._plan(self.job.snapshot, epoch)
         loader = self._loader(self.job.snapshot, plan)
         progress = _ProgressFile(self.job.progress_path, epoch, plan.steps) if self.rank == 0 else None
@@ -165,10 +164,7 @@ class Trainer:
         tensors = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.tensors.items()}
         if not batch.rows:
             self.network.eval()  # batch statistics of the row of zeros must not be kept
-        with self._autocast():
-            outputs = self.parallel(*[tensors[column.name] for column in self.contract.inputs])
-        outputs = outputs.float()
-        losses = row_losses(outputs, tensors["label"], self.contract.label)
+        outputs, losses = self._forward(self.parallel, tensors)
         self.optimizer.zero_grad(set_to_none=True)
         loss = step_loss(losses, rows=batch.rows, global_rows=batch.global_rows)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -178,9 +174,17 @@ class Trainer:
         if self.schedule is not None:
             self.schedule.step()
         if batch.rows:
-            tally.add(tensors["row_id"], losses, row_scores(outputs.detach(), tensors["label"], self.contract.label))
+            tally.add(tensors, outputs, losses)
         else:
             self.network.train()
+
+    def _forward(self, network: nn.Module, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Outputs of shape (B, K) and the loss of each row, shape (B,)."""
+        on_cuda = self.device.type == "cuda"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.train.amp and on_cuda):
+            outputs = network(*[tensors[column.name] for column in self.contract.inputs])
+        outputs = outputs.float() if outputs.dtype == torch.bfloat16 else outputs
+        return outputs, row_losses(outputs, tensors["label"], self.contract.label)
 
     def _check_receipt(self, epoch: int, rows: int, row_ids: int) -> None:
         wanted = self.job.snapshot
@@ -196,7 +200,7 @@ class Trainer:
         snapshot = self.job.validation
         if snapshot is None:
             return {}
-        tally = Tally.zero(self.device)
+        tally = Tally.zero(self.contract.label, self.device)
         loader = self._loader(snapshot, self._plan(snapshot, 0, shuffle=False))
         self.network.eval()
         try:
@@ -204,14 +208,10 @@ class Trainer:
                 if not batch.rows:
                     continue
                 tensors = {name: tensor.to(self.device) for name, tensor in batch.tensors.items()}
-                with self._autocast():
-                    outputs = self.network(*[tensors[column.name] for column in self.contract.inputs])
-                outputs = outputs.float()
-                losses = row_losses(outputs, tensors["label"], self.contract.label)
-                tally.add(tensors["row_id"], losses, row_scores(outputs, tensors["label"], self.contract.label))
+                outputs, losses = self._forward(self.network, tensors)
+                tally.add(tensors, outputs, losses)
         finally:
             loader.close()
-        tally.score_name = row_scores_name(self.contract)
         rows, _, loss, metrics = tally.reduced()
         if rows != snapshot.rows:
             raise TrainingError(f"validation: wanted {snapshot.rows:,} rows of {snapshot.table}, seen {rows:,}")
@@ -232,15 +232,11 @@ class Trainer:
         return LaneLoader(
             snapshot,
             plan,
-            columns_to_read(self.contract),
+            self.contract.columns,
             self.lanes,
             prefetch_mb=self.train.prefetch_mb,
             pin=self.device.type == "cuda",
         )
-
-    def _autocast(self) -> torch.autocast:
-        enabled = self.train.amp and self.device.type == "cuda"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def _watched(self, result: EpochResult) -> float:
         """The metric that early stopping watches, lower is better."""
@@ -270,16 +266,6 @@ class Trainer:
         )
         checkpoint.save(self.job.folder, self.network, self.optimizer, self.schedule, state)
         checkpoint.prune(self.job.folder, keep=self.job.keep_checkpoints, best_epoch=self.best_epoch)
-
-
-def columns_to_read(contract: Contract) -> list[Column]:
-    """Every column of the contract: inputs, label, row_id."""
-    return list(contract.columns)
-
-
-def row_scores_name(contract: Contract) -> str:
-    """What `row_scores` measures for the contract's label."""
-    return "squared_error" if contract.label.kind == "real" else "accuracy"
 
 
 def make_optimizer(train: Train, network: nn.Module) -> Optimizer:

@@ -1,0 +1,38 @@
+"""The names kept as data are those of the libraries."""
+
+import inspect
+
+import pyspark.ml.classification
+import pyspark.ml.regression
+import torch
+from pyspark.ml.param import Param
+
+from pipelines.config import catalog
+from pipelines.models.names import network_path
+
+COLUMNS = ("Col", "validationIndicatorCol")
+
+
+def test_estimators_and_their_parameters() -> None:
+    for name, params in catalog.ESTIMATORS.items():
+        module = pyspark.ml.regression if hasattr(pyspark.ml.regression, name) else pyspark.ml.classification
+        cls = getattr(module, name)
+        theirs = {key for key in dir(cls) if isinstance(getattr(cls, key, None), Param) and not key.endswith(COLUMNS)}
+        assert set(params) == theirs, name
+
+
+def test_optimizers_and_their_parameters() -> None:
+    for name, params in catalog.OPTIMIZERS.items():
+        assert set(params) <= set(inspect.signature(getattr(torch.optim, name)).parameters), name
+
+
+def test_schedules_and_their_parameters() -> None:
+    for name, params in catalog.SCHEDULES.items():
+        assert set(params) <= set(inspect.signature(getattr(torch.optim.lr_scheduler, name)).parameters), name
+
+
+def test_networks_and_their_parameters() -> None:
+    for name, params in catalog.NETWORKS.items():
+        module, _, cls = network_path(name).partition(":")
+        taken = inspect.signature(getattr(__import__(module, fromlist=[cls]), cls)).parameters
+        assert set(params) == set(taken) - {"contract", "outputs"}, name

@@ -1,0 +1,121 @@
+"""A workload's file is checked before anything starts, and each error names file, key, wanted and seen."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.config import load_config
+from pipelines.errors import ConfigError
+
+DIGITS = "conf/digits.yaml"
+
+
+def refused(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(DIGITS, overrides)
+    return str(caught.value)
+
+
+def test_defaults_and_overrides() -> None:
+    config = load_config(DIGITS, ["train.epochs=3", "classic.0.maxIter=7", "seed=5"])
+    assert config.train.epochs == 3 and config.classic[0].params["maxIter"] == 7 and config.seed == 5
+    assert config.train.num_lanes == 16, "the largest divisor of 64 that is at most 16"
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 6  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("train.epoch=3", ["train.epoch: unknown key", "did you mean 'epochs'"]),
+        ("wrkload=x", ["wrkload: unknown key", "did you mean 'workload'"]),
+        ("train.epochs=ten", ["train.epochs", "integer", "seen 'ten'"]),
+        ("train.epochs=0", ["train.epochs", "greater than or equal to 1", "seen 0"]),
+        ("features.label.kind=binari", ["features.label.kind", "'binary'", "seen 'binari'"]),
+        ("classic.0.maxIters=3", ["a parameter of LogisticRegression", "did you mean 'maxIter'"]),
+        ("classic.0.estimator=LogisticRegresion", ["an estimator", "did you mean 'LogisticRegression'"]),
+        ("classic.1={estimator: LogisticRegression}", ["each estimator once"]),
+        ("classic.0.estimator=LinearRegression", ["LinearRegression does not fit a multiclass label"]),
+        ("classic.0={estimator: GBTClassifier}", ["GBTClassifier takes two classes only"]),
+        ("model.network=cn", ["a network", "did you mean 'cnn'"]),
+        ("model.chanels=[1]", ["a parameter of cnn", "did you mean 'channels'"]),
+        ("train.optimizer=Adm", ["an optimizer", "did you mean 'Adam'"]),
+        ("train.optimizer={name: SGD, momentums: 1}", ["a parameter of SGD", "did you mean 'momentum'"]),
+        ("train.schedule=CosineAnealing", ["a schedule", "did you mean 'CosineAnnealingLR'"]),
+        ("train.lanes=7", ["batch_size: wanted a multiple of 7 lanes, seen 64; nearest: 63"]),
+        ("train.lanes=1", ["lanes: wanted at least the 2 ranks, seen 1"]),
+        ("train.batch_size=1", ["batch_size", "nearest: 2"]),
+        ("source.schema=image binry, digit int", ["'binry'", "did you mean 'binary'"]),
+        ("source.format=csvv", ["source.format", "'csv'", "seen 'csvv'"]),
+        ("source.options={header: true}", ["an option of idx", "'header'"]),
+        ("features.label.column=digits", ["features.label.column", "did you mean 'digit'"]),
+        ("features.inputs.image.columns=[imag]", ["features.inputs.image.columns", "did you mean 'image'"]),
+        ("features.inputs.image.steps=[standardize]", ["wanted type int", "seen binary"]),
+        ("features.inputs.image.steps=[{image: {shape: [8]}}]", ["[height, width]", "seen [8]"]),
+        ("features.inputs.x={columns: [digit]}", ["wanted inputs, seen the label 'digit'"]),
+        ("split.hash.shares={train: 0.8, test: 0.3}", ["add up to 1", "seen 1.1"]),
+        ("split.hash.shares={train: 0.8, tset: 0.2}", ["named train and test"]),
+        ("split.validation=null", ["split.validation: wanted", "3 candidates"]),
+        ("gate.metric=auc", ["a metric of a multiclass label", "seen 'auc'"]),
+        ("gate.require={acuracy: {min: 1}}", ["'accuracy'", "seen 'acuracy'"]),
+        ("score.split=tst", ["a split or 'all'", "did you mean 'test'"]),
+        ("source.max_rejected=2", ["less than or equal to 1", "seen 2"]),
+        ("seed=-1", ["seed", "greater than or equal to 0", "seen -1"]),
+    ],
+)
+def test_wrong_values_are_named(override: str, parts: list[str]) -> None:
+    message = refused(override)
+    assert message.startswith(DIGITS)
+    for part in parts:
+        assert part in message, message
+
+
+def test_line_of_the_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "w.yaml"
+    path.write_text(Path(DIGITS).read_text().replace("epochs: 20", "epochs: many"))
+    line = next(i for i, text in enumerate(path.read_text().splitlines(), 1) if "many" in text)
+    with pytest.raises(ConfigError, match=rf"w\.yaml:{line}: train\.epochs"):
+        load_config(path)
+
+
+def test_every_problem_is_listed() -> None:
+    assert len(refused("train.epochs=ten", "train.lr=-1").splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("workload: [", "wanted YAML"),
+        ("- a\n- b\n", "a mapping of sections"),
+        ("workload: a\nworkload: b\n", "'workload' stands twice"),
+        ("workload: tiny\n", "source: wanted, seen nothing"),
+        ("workload: ${NOT_SET_ANYWHERE}\n", "NOT_SET_ANYWHERE"),
+    ],
+)
+def test_files_that_are_no_config(tmp_path: Path, text: str, part: str) -> None:
+    path = tmp_path / "w.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="w.yaml") as caught:
+        load_config(path)
+    assert part in str(caught.value)
+
+
+def test_a_missing_file_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'digits'"):
+        load_config("conf/digit.yaml")
+
+
+@pytest.mark.parametrize("override", ["novalue", "=1", "classic.9.maxIter=1", "train={"])
+def test_overrides_that_cannot_be_applied(override: str) -> None:
+    assert refused(override).startswith("--set")
+
+
+def test_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "w.yaml"
+    text = Path(DIGITS).read_text()
+    path.write_text(text.replace("${HEADRACE_LAKE}/raw/digits", "${MY_DATA:-/somewhere}/x"))
+    assert str(load_config(path).source.paths).startswith("['/somewhere/x")
+    monkeypatch.setenv("MY_DATA", "/else")
+    assert str(load_config(path).source.paths).startswith("['/else/x")
+    monkeypatch.setenv("MY_DATA", "")  # as in the shell, empty is unset
+    assert str(load_config(path).source.paths).startswith("['/somewhere/x")

@@ -1,0 +1,112 @@
+"""What the tests share: a lake of their own, one Spark session, small copies of the real data sets."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("HEADRACE_DATA") or ROOT / "../shared/data").resolve()
+
+os.chdir(ROOT)  # conf/ and Spark's properties are found from here
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of the real data sets."""
+    if not (DATA / "mnist").is_dir():
+        pytest.skip(f"no data sets at {DATA}; set HEADRACE_DATA")
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def session_lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lake whose MLflow tables are made once; tests copy them."""
+    from pipelines import tracking
+
+    root = tmp_path_factory.mktemp("lake")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HEADRACE_LAKE", str(root))
+        tracking.create_store()
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return root
+
+
+@pytest.fixture
+def lake(tmp_path: Path, session_lake: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty lake, with MLflow's tables."""
+    root = tmp_path / "lake"
+    root.mkdir()
+    (root / "mlflow.db").write_bytes((session_lake / "mlflow.db").read_bytes())
+    monkeypatch.setenv("HEADRACE_LAKE", str(root))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    yield root
+    os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow sets it
+
+
+@pytest.fixture(scope="session")
+def spark(session_lake: Path) -> Iterator[object]:
+    """The one Spark session of the tests."""
+    from pipelines import session
+    from pipelines.config import load_config
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HEADRACE_LAKE", str(session_lake))
+        found = session.get_session(load_config("conf/digits.yaml"))
+    yield found
+    session.stop_session()
+
+
+@pytest.fixture
+def workload(tmp_path: Path) -> Callable[..., Path]:
+    """Write a workload's file: `workload(rows)` for CSV text of (a, b, color, y), with sections to replace."""
+
+    def write(rows: str | None = None, **sections: object) -> Path:
+        raw = tmp_path / "raw"
+        raw.mkdir(exist_ok=True)
+        if rows is not None:
+            (raw / "rows.csv").write_text(rows)
+        config = {
+            "workload": "tiny",
+            "source": {
+                "format": "csv",
+                "paths": str(raw / "*.csv"),
+                "schema": "a double, b double, color string, y int",
+            },
+            "split": {"hash": {"shares": {"train": 0.6, "test": 0.4}}},
+            "features": {
+                "label": {"column": "y", "kind": "binary", "positive": [1], "negative": [0]},
+                "inputs": {
+                    "dense": {"columns": ["a", "b"], "steps": ["impute_mean", "standardize"]},
+                    "ids": {"columns": ["color"], "steps": [{"vocabulary": {"min_count": 2}}]},
+                },
+            },
+            "classic": [{"estimator": "LogisticRegression", "maxIter": 5}],
+        }
+        config.update(sections)
+        path = tmp_path / "tiny.yaml"
+        path.write_text(yaml.safe_dump({k: v for k, v in config.items() if v is not None}, sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def rows_csv() -> Callable[..., str]:
+    """CSV text whose label depends on a, b and color: `rows_csv(200)`."""
+    import numpy as np
+
+    def make(num: int, *, seed: int = 0) -> str:
+        generator = np.random.default_rng(seed)
+        a, b = generator.normal(5, 2, num), generator.normal(-1, 1, num)
+        color = generator.choice(["red", "green", "blue"], num)
+        y = (a / 2 + b + (color == "red") + generator.normal(0, 0.5, num) > 2).astype(int)
+        return "".join(f"{a[i]:.4f},{b[i]:.4f},{color[i]},{y[i]}\n" for i in range(num))
+
+    return make

@@ -1,0 +1,33 @@
+"""Networks that a config names by dotted path."""
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.lake import Contract
+
+
+class Double(nn.Module):
+    """A perceptron in float64, for comparisons near its rounding."""
+
+    def __init__(self, contract: Contract, outputs: int, *, hidden: int = 8) -> None:
+        super().__init__()
+        width = sum(column.width for column in contract.inputs)
+        self.layers = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, outputs)).double()
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Logits."""
+        logits: Tensor = self.layers(torch.cat([x.double() for x in inputs], dim=1))
+        return logits
+
+
+class Normalized(nn.Module):
+    """A linear map behind batch normalization of a grey image."""
+
+    def __init__(self, contract: Contract, outputs: int) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.BatchNorm2d(1), nn.Linear(contract.inputs[0].width, outputs)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Logits."""
+        logits: Tensor = self.linear(self.norm(inputs[0].float().unsqueeze(1)).flatten(1))
+        return logits

@@ -1,0 +1,166 @@
+"""Training is the same at any number of ranks, accounts for every row, and goes on where it stopped."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from pipelines.config.learning import Model, Train
+from pipelines.errors import ConfigError, TrainingError
+from pipelines.features.fitted import FittedFeatures, FittedLabel
+from pipelines.lake import LabelSpec, Snapshot
+from pipelines.stream.loader import Batch, LaneLoader
+from pipelines.train import loop
+from pipelines.train.job import EpochResult, TrainJob
+from pipelines.train.loop import Trainer
+from tests.ranks import run_ranks
+from tests.tables import DENSE, IMAGE, contract_of, feature_table
+
+REAL = LabelSpec(kind="real", column="y", mean=0.5, std=2.0)
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    return feature_table(tmp_path_factory.mktemp("t") / "t", [61, 40, 2], contract_of(DENSE))
+
+
+def job_of(folder: Path, snapshot: Snapshot, *, network: dict[str, Any] | None = None, **train: Any) -> TrainJob:
+    settings = {"lanes": 6, "batch_size": 12, "epochs": 2, "lr": 0.05, "optimizer": "SGD"} | train
+    folder.mkdir(parents=True, exist_ok=True)
+    assert snapshot.contract is not None
+    return TrainJob(
+        workload="w",
+        digest="d",
+        folder=folder,
+        model=Model.model_validate(network or {"network": "tests.networks:Double"}),
+        train=Train.model_validate(settings),
+        seed=0,
+        snapshot=snapshot,
+        validation=None,
+        fitted=FittedFeatures(inputs=(), label=FittedLabel(spec=snapshot.contract.label)),
+        tracking_uri="",
+        run_id="",
+        keep_checkpoints=2,
+    )
+
+
+def train(job: TrainJob) -> tuple[dict[str, Any], list[EpochResult]]:
+    """On a rank: train the job; weights as arrays, and epochs."""
+    trainer = Trainer(job, torch.device("cpu"))
+    trainer.resume()
+    trainer.run(lambda _: None)
+    return {name: tensor.numpy().copy() for name, tensor in trainer.network.state_dict().items()}, trainer.epochs
+
+
+def test_any_number_of_ranks_trains_the_same_network(tmp_path: Path, snapshot: Snapshot) -> None:
+    """In float64, uneven lanes and a last batch that leaves ranks without rows included."""
+    alone, epochs = run_ranks(1, train, job_of(tmp_path / "1", snapshot))[0]
+    for world in (2, 3, 5):
+        for weights, other in run_ranks(world, train, job_of(tmp_path / str(world), snapshot)):
+            for name, values in alone.items():
+                np.testing.assert_allclose(weights[name], values, rtol=0, atol=1e-14)
+            for ours, theirs in zip(other, epochs, strict=True):
+                assert (ours.rows, ours.row_id_sum) == (theirs.rows, theirs.row_id_sum)
+                assert ours.loss == pytest.approx(theirs.loss, abs=1e-13)
+
+
+def test_each_epoch_has_a_receipt_that_agrees_with_the_snapshot(tmp_path: Path, snapshot: Snapshot) -> None:
+    _, epochs = run_ranks(2, train, job_of(tmp_path, snapshot))[0]
+    assert [(e.epoch, e.rows, e.row_id_sum) for e in epochs] == [
+        (epoch, snapshot.rows, snapshot.row_id_sum) for epoch in range(2)
+    ]
+    assert all(e.rows_per_s > 0 and 0 <= e.data_wait_share <= 1 and "accuracy" in e.metrics for e in epochs)
+
+
+class Altered(LaneLoader):
+    """A loader that drops or repeats one batch."""
+
+    drop = True
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in super().__iter__():
+            if batch.step == 3:
+                if not self.drop:
+                    yield batch
+                    yield batch
+                continue
+            yield batch
+
+
+@pytest.mark.parametrize("drop", [True, False])
+def test_a_dropped_or_repeated_batch_fails_the_epoch(
+    tmp_path: Path, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, drop: bool
+) -> None:
+    monkeypatch.setattr(loop, "LaneLoader", Altered)
+    monkeypatch.setattr(Altered, "drop", drop)
+    with pytest.raises(TrainingError, match="epoch 0: the receipt does not agree with the Snapshot.*wanted 103 rows"):
+        run_ranks(2, train, job_of(tmp_path, snapshot))
+
+
+def test_goes_on_from_a_checkpoint_bit_for_bit(tmp_path: Path, snapshot: Snapshot) -> None:
+    settings = {
+        "optimizer": {"name": "AdamW", "weight_decay": 0.1},
+        "schedule": {"name": "CosineAnnealingLR", "T_max": 40},
+        "clip_grad_norm": 1.0,
+    }
+    network = {"network": "mlp", "hidden": [8], "dropout": 0.3}
+    whole = run_ranks(2, train, job_of(tmp_path / "a", snapshot, network=network, epochs=4, **settings))[0]
+    run_ranks(2, train, job_of(tmp_path / "b", snapshot, network=network, epochs=2, **settings))
+    resumed = run_ranks(2, train, job_of(tmp_path / "b", snapshot, network=network, epochs=4, **settings))[0]
+    for name, values in whole[0].items():
+        np.testing.assert_array_equal(resumed[0][name], values)
+    assert [e.loss for e in resumed[1]] == [e.loss for e in whole[1]]
+
+
+def test_a_checkpoint_of_another_seed_or_batch_is_refused(tmp_path: Path, snapshot: Snapshot) -> None:
+    run_ranks(1, train, job_of(tmp_path, snapshot, epochs=1))
+    with pytest.raises(TrainingError, match="batch_size: wanted 6, the checkpoint has 12"):
+        run_ranks(1, train, job_of(tmp_path, snapshot, batch_size=6))
+    with pytest.raises(TrainingError, match="seed: wanted 1, the checkpoint has 0"):
+        run_ranks(1, train, job_of(tmp_path, snapshot).model_copy(update={"seed": 1}))
+
+
+def test_another_world_size_is_welcome(tmp_path: Path, snapshot: Snapshot) -> None:
+    run_ranks(3, train, job_of(tmp_path, snapshot, epochs=1))
+    _, epochs = run_ranks(2, train, job_of(tmp_path, snapshot, epochs=3))[0]
+    assert len(epochs) == 3
+
+
+def test_early_stopping_keeps_the_best_epoch(tmp_path: Path, snapshot: Snapshot) -> None:
+    other = feature_table(tmp_path / "other", [20], contract_of(DENSE), seed=9)
+    job = job_of(tmp_path / "job", snapshot, epochs=30, lr=3.0, early_stopping={"metric": "loss", "patience": 2})
+    job = job.model_copy(update={"validation": other})
+
+    weights, epochs = run_ranks(2, train, job)[0]
+    losses = [epoch.metrics["validation_loss"] for epoch in epochs]
+    best = losses.index(min(losses))
+    assert len(epochs) == best + 3 < 30
+    for name, values in load_file(job.folder / f"epoch-{best:04d}" / "model.safetensors").items():
+        np.testing.assert_array_equal(values, weights[name])
+
+
+def test_batch_statistics_of_the_row_of_zeros_are_not_kept(tmp_path: Path) -> None:
+    snapshot = feature_table(tmp_path / "t", [2], contract_of(IMAGE))
+    network = {"network": "tests.networks:Normalized"}
+    job = job_of(tmp_path / "job", snapshot, network=network, lanes=3, batch_size=3, epochs=1)
+    first, *others = [weights["norm.num_batches_tracked"] for weights, _ in run_ranks(3, train, job)]
+    assert first == 0 and others == [1, 1], "the first lane has no row"
+
+
+def test_a_real_label_learns_in_units_of_its_deviation(tmp_path: Path) -> None:
+    snapshot = feature_table(tmp_path / "t", [200], contract_of(DENSE, label=REAL))
+    _, epochs = run_ranks(2, train, job_of(tmp_path / "job", snapshot, epochs=20, lr=0.3))[0]
+    assert epochs[-1].metrics["rmse"] < 0.2 < epochs[0].metrics["rmse"], "rmse is in the label's own units"
+
+
+def test_settings_that_torch_refuses(tmp_path: Path, snapshot: Snapshot) -> None:
+    with pytest.raises(ConfigError, match=r"train\.optimizer: SGD"):
+        run_ranks(1, train, job_of(tmp_path, snapshot, optimizer={"name": "SGD", "momentum": -1}))
+    with pytest.raises(ConfigError, match="wanted a class at tests.networks:Nope"):
+        run_ranks(1, train, job_of(tmp_path, snapshot, network={"network": "tests.networks:Nope"}))
+    with pytest.raises(ConfigError, match="did you mean 'hidden'"):
+        run_ranks(1, train, job_of(tmp_path, snapshot, network={"network": "tests.networks:Double", "hiden": 3}))
