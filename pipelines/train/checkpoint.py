@@ -4,7 +4,6 @@ A checkpoint is a folder `epoch-0003` with `model.safetensors`, `optimizer.safet
 written under another name and renamed when all of it is on disk, so a folder with the name is whole.
 """
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -119,10 +118,9 @@ def prune(folder: Path, *, keep: int, best_epoch: int) -> None:
 
 
 def schedule_state(schedule: LRScheduler | None) -> dict[str, Any]:
-    """The schedule's state, as far as it is JSON (the rest is made anew from the config)."""
-    if schedule is None:
-        return {}
-    return {key: value for key, value in schedule.state_dict().items() if _is_json(value)}
+    """The schedule's state as far as JSON keeps it; mappings with numbers as keys come from the config anyway."""
+    state = {} if schedule is None else schedule.state_dict()
+    return {key: value for key, value in state.items() if isinstance(value, int | float | str | list | None)}
 
 
 def param_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
@@ -151,14 +149,6 @@ def _flatten(optimizer: Optimizer) -> dict[str, Tensor]:
             if value is not None:
                 found[f"{place}.{key}"] = torch.as_tensor(value)
     return _tensors_of(found)
-
-
-def _is_json(value: Any) -> bool:
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def _sync(path: Path) -> None:

@@ -95,7 +95,7 @@ def test_every_problem_is_listed() -> None:
 def test_files_that_are_no_config(tmp_path: Path, text: str, part: str) -> None:
     path = tmp_path / "w.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match="w.yaml") as caught:
+    with pytest.raises(ConfigError, match=r"w\.yaml") as caught:
         load_config(path)
     assert part in str(caught.value)
 

@@ -84,7 +84,9 @@ def test_rows_dropped_or_repeated_twice_fail_by_name(
 ) -> None:
     patched(monkeypatch, change)
     first = shards_of(snapshot)[0]
-    with pytest.raises(DataError, match=rf"{first.path}: wanted {first.rows} rows by the Snapshot, seen .* in two reads"):
+    with pytest.raises(
+        DataError, match=rf"{first.path}: wanted {first.rows} rows by the Snapshot, seen .* in two reads"
+    ):
         read_shards(shards_of(snapshot), [ROW_ID])
 
 

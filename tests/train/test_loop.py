@@ -97,7 +97,7 @@ def test_a_dropped_or_repeated_batch_fails_the_epoch(
 ) -> None:
     monkeypatch.setattr(loop, "LaneLoader", Altered)
     monkeypatch.setattr(Altered, "drop", drop)
-    with pytest.raises(TrainingError, match="epoch 0: the receipt does not agree with the Snapshot.*wanted 103 rows"):
+    with pytest.raises(TrainingError, match=r"epoch 0: the receipt does not agree with the Snapshot.*wanted 103 rows"):
         run_ranks(2, train, job_of(tmp_path, snapshot))
 
 
@@ -160,7 +160,7 @@ def test_a_real_label_learns_in_units_of_its_deviation(tmp_path: Path) -> None:
 def test_settings_that_torch_refuses(tmp_path: Path, snapshot: Snapshot) -> None:
     with pytest.raises(ConfigError, match=r"train\.optimizer: SGD"):
         run_ranks(1, train, job_of(tmp_path, snapshot, optimizer={"name": "SGD", "momentum": -1}))
-    with pytest.raises(ConfigError, match="wanted a class at tests.networks:Nope"):
+    with pytest.raises(ConfigError, match=r"wanted a class at tests\.networks:Nope"):
         run_ranks(1, train, job_of(tmp_path, snapshot, network={"network": "tests.networks:Nope"}))
     with pytest.raises(ConfigError, match="did you mean 'hidden'"):
         run_ranks(1, train, job_of(tmp_path, snapshot, network={"network": "tests.networks:Double", "hiden": 3}))

@@ -1,0 +1,101 @@
+"""Each network takes the contract's inputs, learns, and serves what it was trained to."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.config.learning import Model
+from pipelines.errors import ConfigError
+from pipelines.lake import Column, Contract, LabelSpec
+from pipelines.models.build import Served, build_network, row_losses, row_scores
+from pipelines.models.inputs import InputLayer, scaled
+from pipelines.train.worker import example_inputs
+from tests.tables import DENSE, IDS, IMAGE, SPARSE, contract_of
+
+MULTI = LabelSpec(kind="multiclass", column="y", classes=("a", "b", "c"))
+REAL = LabelSpec(kind="real", column="y", mean=10.0, std=4.0)
+MIXED = (DENSE, IDS, *SPARSE, IMAGE)
+
+
+def random_inputs(contract: Contract, rows: int) -> list[torch.Tensor]:
+    generator = np.random.default_rng(0)
+    found = []
+    for column in contract.inputs:
+        if column.kind in ("ids", "sparse_ids"):
+            high = min(column.sizes)
+            found.append(torch.from_numpy(generator.integers(0, high, (rows, *column.shape))))
+        elif column.kind == "image":
+            found.append(torch.from_numpy(generator.integers(0, 256, (rows, *column.shape), dtype=np.uint8)))
+        else:
+            found.append(torch.from_numpy(generator.normal(size=(rows, *column.shape)).astype(np.float32)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs"),
+    [
+        ({"network": "softmax"}, MIXED),
+        ({"network": "mlp", "hidden": [8, 4], "dropout": 0.1, "embedding_dim": 3}, MIXED),
+        ({"network": "deep_and_cross", "hidden": [8], "cross_layers": 3, "embedding_dim": 2}, MIXED),
+        ({"network": "cnn", "channels": [4, 8], "hidden": 6}, (IMAGE,)),
+        ({"network": "cnn", "channels": [4]}, (IMAGE.model_copy(update={"shape": (4, 4, 3)}),)),
+        ({"network": "tests.networks:Double"}, (DENSE,)),
+    ],
+)
+@pytest.mark.parametrize("label", [MULTI, REAL, LabelSpec(kind="binary", column="y", classes=("0", "1"))])
+def test_a_network_learns_and_exports(model: dict[str, object], inputs: tuple[Column, ...], label: LabelSpec) -> None:
+    torch.manual_seed(0)
+    contract = contract_of(*inputs, label=label)
+    network = build_network(Model.model_validate(model), contract)
+    tensors = random_inputs(contract, 32)
+    target = torch.randn(32).double() * 4 + 10 if label.kind == "real" else torch.randint(0, len(label.classes), (32,))
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    losses = []
+    for _ in range(60):
+        loss = row_losses(network(*tensors), target, label)
+        assert loss.shape == (32,)
+        optimizer.zero_grad()
+        loss.mean().backward()
+        optimizer.step()
+        losses.append(float(loss.mean().detach()))
+    assert losses[-1] < 0.8 * losses[0]
+    served = Served(network, contract).eval()
+    outputs = served(*tensors)
+    if label.kind == "real":
+        assert outputs.shape == (32, 1) and 0 < float(outputs.detach().mean()) < 20, "in the label's units"
+    else:
+        assert outputs.shape == (32, len(label.classes))
+        torch.testing.assert_close(outputs.sum(1).float(), torch.ones(32))
+    assert row_scores(network(*tensors), target, label).shape == (32,)
+    examples = tuple(torch.from_numpy(array) for array in example_inputs(contract).values())
+    dynamic = [{0: torch.export.Dim.AUTO} for _ in examples]
+    exported = torch.export.export(served, examples, dynamic_shapes=dynamic).module()
+    torch.testing.assert_close(exported(*tensors), outputs)
+
+
+def test_ids_of_each_column_have_embeddings_of_their_own() -> None:
+    layer = InputLayer(contract_of(IDS), embedding_dim=4)
+    same = layer(torch.tensor([[1, 1]]))[0]
+    assert layer.tables["ids"].num_embeddings == sum(IDS.sizes)
+    assert not torch.equal(same[:4], same[4:])
+
+
+def test_padding_of_sparse_inputs_adds_nothing() -> None:
+    layer = InputLayer(contract_of(*SPARSE), embedding_dim=4)
+    short = layer(torch.tensor([[2, 5]]), torch.tensor([[1.0, -2.0]]))
+    padded = layer(torch.tensor([[2, 5, 0, 0]]), torch.tensor([[1.0, -2.0, 0.0, 0.0]]))
+    torch.testing.assert_close(short, padded)
+
+
+def test_images_are_scaled_in_torch() -> None:
+    pixels = torch.tensor([[0, 255]], dtype=torch.uint8)
+    torch.testing.assert_close(scaled(IMAGE, pixels), torch.tensor([[-1.0, 1.0]]))
+
+
+def test_impossible_networks_are_refused() -> None:
+    with pytest.raises(ConfigError, match="cnn takes one image input, seen"):
+        build_network(Model(network="cnn"), contract_of(DENSE))
+    with pytest.raises(ConfigError, match="cannot be halved 3 times"):
+        build_network(Model.model_validate({"network": "cnn", "channels": [1, 2, 3]}), contract_of(IMAGE))
+    with pytest.raises(ConfigError, match="wanted a class at nowhere:Net"):
+        build_network(Model(network="nowhere:Net"), contract_of(DENSE))

@@ -1,0 +1,127 @@
+"""A checkpoint comes back exactly, is whole or absent, and holds no pickle."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from pipelines.config.catalog import OPTIMIZERS, SCHEDULES
+from pipelines.config.learning import Train
+from pipelines.errors import TrainingError
+from pipelines.train import checkpoint
+from pipelines.train.checkpoint import Position, State
+from pipelines.train.job import EpochResult
+from pipelines.train.loop import make_optimizer, make_schedule
+
+POSITION = Position(snapshot="s", seed=0, window=4, lanes=2, batch_size=4)
+NEEDED = {
+    "MultiStepLR": {"milestones": [3, 5]},
+    "StepLR": {"step_size": 2},
+    "ExponentialLR": {"gamma": 0.9},
+    "CyclicLR": {"base_lr": 0.001, "max_lr": 0.01, "cycle_momentum": False},
+    "CosineAnnealingWarmRestarts": {"T_0": 4},
+}
+
+
+class Run:
+    """A network, its optimizer and its schedule, with steps on fixed data."""
+
+    def __init__(self, **train: object) -> None:
+        torch.manual_seed(0)
+        self.network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+        settings = Train.model_validate({"lr": 0.01, **train})
+        self.optimizer = make_optimizer(settings, self.network)
+        self.schedule = make_schedule(settings, self.optimizer, total_steps=20)
+        self.x = torch.randn(8, 3)
+
+    def steps(self, num: int) -> None:
+        for _ in range(num):
+            self.optimizer.zero_grad()
+            (self.network(self.x) ** 2).mean().backward()
+            self.optimizer.step()
+            if self.schedule:
+                self.schedule.step()
+
+    def save(self, folder: Path, epochs: int = 1, best: int = 0) -> Path:
+        epoch = EpochResult(epoch=0, rows=1, row_id_sum=2, loss=0.5, metrics={}, rows_per_s=1.0, data_wait_share=0.0)
+        state = State(
+            position=POSITION,
+            epochs=[epoch] * epochs,
+            best_epoch=best,
+            schedule=checkpoint.schedule_state(self.schedule),
+            param_groups=checkpoint.param_groups(self.optimizer),
+        )
+        return checkpoint.save(folder, self.network, self.optimizer, self.schedule, state)
+
+    def load(self, path: Path, position: Position = POSITION) -> State:
+        return checkpoint.load(path, self.network, self.optimizer, self.schedule, position)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"optimizer": n} for n in OPTIMIZERS] + [{"schedule": {"name": n, **NEEDED.get(n, {})}} for n in SCHEDULES],
+)
+def test_every_optimizer_and_schedule_goes_on_bit_for_bit(tmp_path: Path, settings: dict[str, object]) -> None:
+    whole, first, second = Run(**settings), Run(**settings), Run(**settings)
+    whole.steps(10)
+    first.steps(4)
+    second.load(first.save(tmp_path))
+    second.steps(6)
+    for name, tensor in whole.network.state_dict().items():
+        assert torch.equal(second.network.state_dict()[name], tensor), name
+
+
+def test_files_are_safetensors_and_json(tmp_path: Path) -> None:
+    run = Run(optimizer="Adam")
+    run.steps(1)
+    path = run.save(tmp_path)
+    assert sorted(os.listdir(path)) == ["model.safetensors", "optimizer.safetensors", "state.json"]
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        with safe_open(path / name, "pt") as file:
+            assert list(file.keys())
+
+
+def test_a_half_written_checkpoint_does_not_count(tmp_path: Path) -> None:
+    run = Run()
+    run.steps(1)
+    path = run.save(tmp_path, epochs=1)
+    (tmp_path / ".epoch-0001.123").mkdir()
+    (tmp_path / ".epoch-0001.123" / "model.safetensors").write_bytes(b"half")
+    assert checkpoint.latest(tmp_path) == path
+
+
+def test_the_last_ones_and_the_best_are_kept(tmp_path: Path) -> None:
+    run = Run()
+    run.steps(1)
+    for epochs in range(1, 7):
+        run.save(tmp_path, epochs=epochs, best=1)
+        checkpoint.prune(tmp_path, keep=2, best_epoch=1)
+    assert sorted(os.listdir(tmp_path)) == ["epoch-0001", "epoch-0004", "epoch-0005"]
+
+
+@pytest.mark.parametrize("key", ["snapshot", "seed", "window", "lanes", "batch_size"])
+def test_another_position_is_refused_by_name(tmp_path: Path, key: str) -> None:
+    path = Run().save(tmp_path)
+    other = POSITION.model_copy(update={key: "other" if key == "snapshot" else 99})
+    with pytest.raises(TrainingError, match=f"{key}: wanted"):
+        Run().load(path, other)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
+    path = Run().save(tmp_path)
+    (path / name).write_bytes(b"\x80\x04\x95nonsense")
+    with pytest.raises(TrainingError, match="wanted a checkpoint"):
+        Run().load(path)
+
+
+def test_a_pickle_in_place_of_tensors_is_not_run(tmp_path: Path) -> None:
+    path = Run().save(tmp_path)
+    canary = tmp_path / "canary"
+    (path / "model.safetensors").write_bytes(b"cposix\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR.")
+    with pytest.raises(TrainingError):
+        Run().load(path)
+    assert not canary.exists()
