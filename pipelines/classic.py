@@ -30,6 +30,7 @@ from pipelines.tables import read_table
 from pipelines.tracking import ModelRef
 
 _MATRICES = ("lowerBoundsOnCoefficients", "upperBoundsOnCoefficients")
+_REFUSALS = ("requirement failed", "USER_RAISED_EXCEPTION")  # how MLlib says that input does not suit it
 _VECTORS = ("initialWeights", "lowerBoundsOnIntercepts", "upperBoundsOnIntercepts")
 
 
@@ -116,7 +117,7 @@ def _fit(estimator: "MLlibEstimator[Any]", rows: DataFrame) -> "tuple[Model, flo
         model: Model = estimator.fit(rows)
     except PySparkException as error:
         text = str(error)
-        if "requirement failed" in text or "IllegalArgument" in type(error).__name__:
+        if any(mark in text for mark in _REFUSALS) or "IllegalArgument" in type(error).__name__:
             raise ConfigError(
                 f"classic: {type(estimator).__name__}: MLlib refuses: {one_line(text, limit=300)}"
             ) from None

@@ -15,12 +15,12 @@ from pipelines.config import Config
 from pipelines.config.workload import LOWER_IS_BETTER
 from pipelines.errors import DataError
 from pipelines.features.apply import with_label
-from pipelines.features.build import with_split
 from pipelines.features.fitted import FittedFeatures
+from pipelines.features.split import with_split
 from pipelines.gate import Difference, Verdict, judge, paired_bootstrap
 from pipelines.lake import LabelSpec, Snapshot, table_path
 from pipelines.leaderboard import table as leaderboard_table
-from pipelines.metrics import Measured, by_slice, confusion, histogram, measure, paired_rows
+from pipelines.metrics import Measured, by_slice, confusion, histogram, measure, paired_rows, sampled
 from pipelines.score import loaded, predict
 from pipelines.session import get_session, spark_progress
 from pipelines.stage import Given, Made
@@ -202,7 +202,7 @@ def _plot(
     run.figure("leaderboard.png", plots.leaderboard(bars, metric, chosen))
     best = test.where(F.col("candidate") == chosen)
     if spec.kind == "real":
-        _, label, prediction, _ = paired_rows(test, chosen, chosen, "prediction")
+        label, prediction = sampled(best, ["label", "prediction"])
         run.figure("predicted.png", plots.predicted_against_true(label, prediction, chosen))
         return
     run.figure("confusion.png", plots.confusion_matrix(confusion(best, spec), spec.classes, chosen))

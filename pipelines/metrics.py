@@ -173,7 +173,7 @@ def by_slice(scored: DataFrame, spec: LabelSpec, columns: Sequence[str]) -> list
 def paired_rows(scored: DataFrame, candidate: str, champion: str, metric: str) -> tuple[str, Floats, Floats, Floats]:
     """The metric that is compared, labels, and what each of two models did with the same rows.
 
-    At most `PAIRED_ROWS` rows, chosen by a hash of the row id, so that the driver's memory does not grow.
+    At most `PAIRED_ROWS` rows, so that the driver's memory does not grow.
     """
     metric = {"r2": "rmse", "pr_auc": "auc"}.get(metric, metric)
     values: Mapping[str, Column] = {
@@ -182,7 +182,6 @@ def paired_rows(scored: DataFrame, candidate: str, champion: str, metric: str) -
         "log_loss": row_log_loss(),
         "rmse": F.pow(F.col("prediction") - F.col("label"), 2),
         "mae": F.abs(F.col("prediction") - F.col("label")),
-        "prediction": F.col("prediction"),
     }
 
     def of(name: str) -> DataFrame:
@@ -192,7 +191,11 @@ def paired_rows(scored: DataFrame, candidate: str, champion: str, metric: str) -
         )
 
     both = of(candidate).join(of(champion).drop("label"), on="row_id", how="inner")
-    sample = both.orderBy(F.xxhash64("row_id", F.lit("paired"))).limit(PAIRED_ROWS).toPandas()
-    columns = ("label", f"value_{candidate}", f"value_{champion}")
-    label, ours, theirs = (sample[name].to_numpy(dtype=np.float64) for name in columns)
+    label, ours, theirs = sampled(both, ["label", f"value_{candidate}", f"value_{champion}"])
     return metric, label, ours, theirs
+
+
+def sampled(rows: DataFrame, columns: Sequence[str]) -> list[Floats]:
+    """Some columns of at most `PAIRED_ROWS` rows, chosen by a hash of the row id. Each of shape (rows,)."""
+    sample = rows.orderBy(F.xxhash64("row_id", F.lit("sample"))).limit(PAIRED_ROWS).select(*columns).toPandas()
+    return [sample[name].to_numpy(dtype=np.float64) for name in columns]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import reduce
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,23 +26,25 @@ from pipelines.stage import Given
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage: its function as `module:name`, the config sections that it reads, the stages before it."""
+    """A stage: its function as `module:name`, the config keys that it reads, the stages before it."""
 
     build: str
-    sections: tuple[str, ...]
+    reads: tuple[str, ...]
     after: tuple[str, ...] = ()
 
 
 STAGES = {
     "ingest": Stage("pipelines.ingest:build", ("source",)),
-    "features": Stage("pipelines.features.build:build", ("source", "split", "features", "seed"), ("ingest",)),
+    "features": Stage(
+        "pipelines.features.build:build", ("source.schema", "source.key", "split", "features", "seed"), ("ingest",)
+    ),
     "classic": Stage("pipelines.classic:build", ("classic", "seed"), ("features",)),
-    "train": Stage("pipelines.train.launch:build", ("model", "train", "seed", "keep"), ("features",)),
+    "train": Stage("pipelines.train.launch:build", ("model", "train", "seed"), ("features",)),
     "evaluate": Stage(
         "pipelines.evaluate:build", ("split", "gate", "seed"), ("ingest", "features", "classic", "train")
     ),
     "register": Stage("pipelines.register:build", (), ("features", "evaluate")),
-    "score": Stage("pipelines.score:build", ("source", "score"), ("ingest", "features")),
+    "score": Stage("pipelines.score:build", ("score", "split", "seed"), ("ingest", "features")),
 }
 
 
@@ -70,11 +73,11 @@ def run_stages(config: Config, names: Sequence[str]) -> dict[str, Receipt]:
 def _run_stage(config: Config, name: str, parent: "_Parent") -> Receipt:
     stage = STAGES[name]
     inputs = _inputs(config, name)
-    made_from = _made_from(config, name, inputs)
+    made_from = depends_on(config, name, inputs)
     digest = digest_of(made_from)
     path = receipt_path(config.workload, name)
     before = read_receipt(path)
-    why = _why_run(before, digest, made_from)
+    why = _why_run(before, made_from)
     if before and not why:
         say(f"{name:<9} up to date ({before.seconds:.1f} s when it ran)")
         return before
@@ -120,17 +123,20 @@ def _inputs(config: Config, name: str) -> dict[str, Receipt]:
     return found
 
 
-def _made_from(config: Config, name: str, inputs: dict[str, Receipt]) -> dict[str, str]:
+def depends_on(config: Config, name: str, inputs: dict[str, Receipt]) -> dict[str, str]:
     """Everything that the stage depends on, by part."""
     stage = STAGES[name]
-    parts = {f"config {s}": digest_of(config.model_dump(mode="json", by_alias=True)[s]) for s in stage.sections}
+    values = config.model_dump(mode="json", by_alias=True)
+    reads = [*stage.reads, *(["source"] if name == "score" and config.score.paths else [])]
+    parts = {f"config {key}": digest_of(reduce(lambda at, k: at[k], key.split("."), values)) for key in reads}
     parts |= {f"input {other}": receipt.identity for other, receipt in inputs.items()}
     modules = [stage.build.partition(":")[0], *_named_modules(config, name)]
     parts |= {f"module {module}": sha for module, sha in modules_digest(modules).items()}
     if name == "ingest" or (name == "score" and config.score.paths):
         parts["raw files"] = _raw_digest(config, name)
     if name in ("evaluate", "score"):
-        parts["champion"] = _champion_read(config, name)
+        champion = tracking.champion(config.workload, alias=config.score.alias if name == "score" else "champion")
+        parts["champion"] = f"version {champion.version}" if champion else "none"
     return parts
 
 
@@ -158,27 +164,12 @@ def _raw_digest(config: Config, name: str) -> str:
     return files_digest(files, root=root_of(source))
 
 
-def _champion_read(config: Config, name: str) -> str:
-    """The champion that the stage reads.
-
-    An evaluation whose own candidate became the champion since is not stale for that: it counts as having read
-    the champion that it was compared with.
-    """
-    alias = config.score.alias if name == "score" else "champion"
-    found = tracking.champion(config.workload, alias=alias)
-    if name == "evaluate" and found:
-        before = read_receipt(receipt_path(config.workload, name))
-        if before and before.digest == found.evaluation:
-            return before.made_from["champion"]
-    return f"version {found.version}" if found else "none"
-
-
-def _why_run(before: Receipt | None, digest: str, made_from: dict[str, str]) -> str:
+def _why_run(before: Receipt | None, made_from: dict[str, str]) -> str:
     """Why the stage must run, or nothing where it is up to date."""
     if before is None:
         return "for the first time"
-    if before.digest != digest:
-        parts = changed(before.made_from, made_from)
+    parts = changed(before.made_from, made_from)
+    if parts and not (parts == ["champion"] and _is_own_champion(before)):
         return ", ".join(parts[:3]) + (f" and {len(parts) - 3} more" if len(parts) > 3 else "") + " changed"
     gone = [output for output, size in before.outputs.items() if not _still_there(output, size)]
     if gone:
@@ -188,6 +179,12 @@ def _why_run(before: Receipt | None, digest: str, made_from: dict[str, str]) -> 
         if now is None or now.version != before.result["version"]:
             return f"the champion is {f'version {now.version}' if now else 'gone'}"
     return ""
+
+
+def _is_own_champion(evaluation: Receipt) -> bool:
+    """Whether the champion came from this very evaluation, which so is not stale."""
+    now = tracking.champion(evaluation.workload)
+    return evaluation.stage == "evaluate" and now is not None and now.evaluation == evaluation.digest
 
 
 def _still_there(output: str, size: int) -> bool:

@@ -25,8 +25,8 @@ from pipelines.config import Config
 from pipelines.config.load import lake_root
 from pipelines.errors import LakeError
 from pipelines.features.apply import transform
-from pipelines.features.build import with_split
 from pipelines.features.fitted import Bundle, FittedCategory, FittedFeatures
+from pipelines.features.split import with_split
 from pipelines.ingest import parse
 from pipelines.lake import Contract, LabelSpec, Snapshot, table_path
 from pipelines.session import get_session

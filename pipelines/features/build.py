@@ -6,21 +6,19 @@ travels in the commit's `userMetadata`.
 
 import math
 
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.config import Config
-from pipelines.config.data import HashSplit
 from pipelines.errors import DataError
 from pipelines.features.apply import pad_sparse, transform, with_label
 from pipelines.features.fit import Fit, fit
+from pipelines.features.split import with_split
 from pipelines.lake import CONTRACT_KEY, Contract, Snapshot, table_path
 from pipelines.receipt import write_json
 from pipelines.session import get_session, spark_progress
 from pipelines.stage import Given, Made
 from pipelines.tables import read_table, write_table
-
-_SPLIT_BITS = 1 << 20
 
 
 def build(given: Given) -> Made:
@@ -55,38 +53,6 @@ def build(given: Given) -> Made:
             *fitted.notes,
         ],
     )
-
-
-def with_split(rows: DataFrame, config: Config) -> DataFrame:
-    """`rows` with a column `_split`, by the config; the same for a row wherever and whenever it is computed."""
-    split = config.split
-    by = (split.by_hash or HashSplit()).by
-    entity = F.xxhash64(*by) if by else F.col("row_id")
-    if not split.given:
-        shares = (split.by_hash or HashSplit()).shares
-        rows = rows.withColumn("_split", _by_shares(entity, shares, config.seed, "split"))
-    if split.validation:
-        cut = _place(entity, config.seed, "validation") < F.lit(round(split.validation.share * _SPLIT_BITS))
-        moved = F.when((F.col("_split") == split.validation.source) & cut, F.lit("validation"))
-        rows = rows.withColumn("_split", moved.otherwise(F.col("_split")))
-    return rows
-
-
-def _place(entity: Column, seed: int, purpose: str) -> Column:
-    """A number in [0, 2^20) by a hash of the entity, independent for each purpose."""
-    return F.pmod(F.xxhash64(entity, F.lit(f"{purpose}:{seed}")), F.lit(_SPLIT_BITS))
-
-
-def _by_shares(entity: Column, shares: dict[str, float], seed: int, purpose: str) -> Column:
-    place, *names = _place(entity, seed, purpose), *shares
-    upper, chosen = 0.0, F.lit(names[-1])
-    bounds = []
-    for name in names[:-1]:
-        upper += shares[name]
-        bounds.append((name, round(upper * _SPLIT_BITS)))
-    for name, bound in reversed(bounds):
-        chosen = F.when(place < F.lit(bound), F.lit(name)).otherwise(chosen)
-    return chosen
 
 
 def _check_keys(rows: DataFrame, key: list[str]) -> None:

@@ -13,8 +13,8 @@ from pyspark.sql import SparkSession
 from pipelines.config import load_config
 from pipelines.errors import DataError
 from pipelines.features.apply import transform
-from pipelines.features.build import with_split
 from pipelines.features.fitted import FittedFeatures
+from pipelines.features.split import with_split
 from pipelines.stream.loader import shards_of
 from pipelines.stream.reader import read_shards
 from tests.stages import features_of, run

@@ -1,0 +1,41 @@
+"""Which split a row belongs to: given, or by a hash of its key or entity."""
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from pipelines.config import Config
+from pipelines.config.data import HashSplit
+
+_PLACES = 1 << 20  # shares are cut to a millionth
+
+
+def with_split(rows: DataFrame, config: Config) -> DataFrame:
+    """`rows` with a column `_split`, by the config; the same for a row wherever and whenever it is computed."""
+    split = config.split
+    by = (split.by_hash or HashSplit()).by
+    entity = F.xxhash64(*by) if by else F.col("row_id")
+    if not split.given:
+        shares = (split.by_hash or HashSplit()).shares
+        rows = rows.withColumn("_split", _by_shares(entity, shares, config.seed, "split"))
+    if split.validation:
+        cut = _place(entity, config.seed, "validation") < F.lit(round(split.validation.share * _PLACES))
+        moved = F.when((F.col("_split") == split.validation.source) & cut, F.lit("validation"))
+        rows = rows.withColumn("_split", moved.otherwise(F.col("_split")))
+    return rows
+
+
+def _place(entity: Column, seed: int, purpose: str) -> Column:
+    """A number in [0, 2^20) by a hash of the entity, independent for each purpose."""
+    return F.pmod(F.xxhash64(entity, F.lit(f"{purpose}:{seed}")), F.lit(_PLACES))
+
+
+def _by_shares(entity: Column, shares: dict[str, float], seed: int, purpose: str) -> Column:
+    place, *names = _place(entity, seed, purpose), *shares
+    upper, chosen = 0.0, F.lit(names[-1])
+    bounds = []
+    for name in names[:-1]:
+        upper += shares[name]
+        bounds.append((name, round(upper * _PLACES)))
+    for name, bound in reversed(bounds):
+        chosen = F.when(place < F.lit(bound), F.lit(name)).otherwise(chosen)
+    return chosen

@@ -1,0 +1,78 @@
+"""Each MLlib family gets its inputs as it should: ids never as numbers, sparse vectors sparse."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyspark.ml.linalg import DenseVector, SparseVector
+from pyspark.sql import DataFrame, SparkSession
+
+from pipelines.assemble import VECTOR, assemble, num_bins, vector_size
+from pipelines.lake import Contract, Snapshot
+from pipelines.stream.loader import shards_of
+from pipelines.stream.reader import Arrays, read_shards
+from pipelines.tables import read_table
+from tests.tables import DENSE, IDS, IMAGE, SPARSE, contract_of, feature_table
+
+LINEAR, TREE = "LogisticRegression", "GBTClassifier"
+
+
+def table(spark: SparkSession, path: Path, *inputs: object) -> tuple[Contract, DataFrame, Arrays]:
+    snapshot: Snapshot = feature_table(path, [20], contract_of(*inputs))  # type: ignore[arg-type]
+    assert snapshot.contract is not None
+    arrays = read_shards(shards_of(snapshot), snapshot.contract.columns)
+    return snapshot.contract, read_table(spark, snapshot), arrays
+
+
+def vectors(rows: DataFrame, arrays: Arrays) -> list[object]:
+    found = {row["row_id"]: row[VECTOR] for row in rows.collect()}
+    return [found[i] for i in arrays["row_id"].tolist()]
+
+
+def test_linear_models_see_ids_one_hot(spark: SparkSession, tmp_path: Path) -> None:
+    contract, rows, arrays = table(spark, tmp_path / "t", DENSE, IDS)
+    assembled = assemble(rows, contract, estimator=LINEAR)
+    assert vector_size(contract, estimator=LINEAR) == 4 + 5 + 3
+    for vector, dense, ids in zip(vectors(assembled, arrays), arrays["dense"], arrays["ids"], strict=True):
+        wanted = np.zeros(12)
+        wanted[:4] = dense
+        wanted[4 + ids[0]] = wanted[9 + ids[1]] = 1
+        np.testing.assert_allclose(vector.toArray(), wanted)  # type: ignore[attr-defined]
+
+
+def test_trees_see_nominal_attributes(spark: SparkSession, tmp_path: Path) -> None:
+    contract, rows, arrays = table(spark, tmp_path / "t", DENSE, IDS)
+    assembled = assemble(rows, contract, estimator=TREE)
+    for vector, dense, ids in zip(vectors(assembled, arrays), arrays["dense"], arrays["ids"], strict=True):
+        np.testing.assert_allclose(vector.toArray(), [*dense, *ids])  # type: ignore[attr-defined]
+    attributes = assembled.schema[VECTOR].metadata["ml_attr"]["attrs"]
+    assert [len(a["vals"]) for a in attributes["nominal"]] == [5, 3] and num_bins(contract) == 5
+    assert vector_size(contract, estimator=TREE) == 6
+
+
+def test_sparse_inputs_stay_sparse_and_exact(spark: SparkSession, tmp_path: Path) -> None:
+    contract, rows, arrays = table(spark, tmp_path / "t", *SPARSE)
+    rows = rows.selectExpr(
+        "row_id",
+        "label",
+        "transform(sequence(0, 2), i -> cast(i * 2 as bigint)) as words_ids",
+        "array(0f, 0.1f, cast(1/3d as float)) as words_weights",
+    )
+    for vector in vectors(assemble(rows, contract, estimator=LINEAR), arrays):
+        assert isinstance(vector, SparseVector) and vector.size == 7
+        assert list(vector.indices) == [2, 4], "padding and zeros are left out"
+        assert list(vector.values) == [float(np.float32(0.1)), float(np.float32(1 / 3))]
+
+
+def test_images_are_scaled(spark: SparkSession, tmp_path: Path) -> None:
+    contract, rows, arrays = table(spark, tmp_path / "t", IMAGE)
+    for vector, image in zip(vectors(assemble(rows, contract, estimator=LINEAR), arrays), arrays["image"], strict=True):
+        assert isinstance(vector, DenseVector)
+        np.testing.assert_allclose(vector.toArray(), image.ravel() / 255 * 2 - 1, atol=1e-12)
+
+
+@pytest.mark.parametrize("estimator", [LINEAR, TREE])
+def test_all_kinds_together(spark: SparkSession, tmp_path: Path, estimator: str) -> None:
+    contract, rows, arrays = table(spark, tmp_path / "t", IDS, IMAGE, DENSE)
+    for vector in vectors(assemble(rows, contract, estimator=estimator), arrays):
+        assert vector.size == vector_size(contract, estimator=estimator)  # type: ignore[attr-defined]

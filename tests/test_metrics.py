@@ -1,0 +1,108 @@
+"""Metrics computed on Spark are scikit-learn's."""
+
+import numpy as np
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+from sklearn import metrics as sk
+
+from pipelines.lake import LabelSpec
+from pipelines.metrics import by_slice, confusion, histogram, measure, paired_rows
+
+BINARY = LabelSpec(kind="binary", column="y", classes=("0", "1"))
+MULTI = LabelSpec(kind="multiclass", column="y", classes=("a", "b", "c"))
+REAL = LabelSpec(kind="real", column="y")
+SCHEMA = (
+    "candidate string, split string, row_id bigint, slice_s string, label double, prediction double, score double, "
+    "probabilities array<double>"
+)
+
+
+@pytest.fixture(scope="module")
+def binary(spark: SparkSession) -> tuple[DataFrame, np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    label = (generator.random(3000) < 0.3).astype(float)
+    score = np.clip(np.round(0.3 * label + generator.random(3000) * 0.7, 2), 0.0, 1.0)  # ties, 0 and 1 among them
+    rows = [
+        (
+            name,
+            "test",
+            int(i),
+            "even" if i % 2 == 0 else None,
+            float(y),
+            float(s > 0.5),
+            float(s),
+            [1 - float(s), float(s)],
+        )
+        for name, scores in (("m", score), ("n", score[::-1]))
+        for i, (y, s) in enumerate(zip(label, scores, strict=True))
+    ]
+    return spark.createDataFrame(rows, SCHEMA), label, score
+
+
+def test_binary(binary: tuple[DataFrame, np.ndarray, np.ndarray]) -> None:
+    rows, label, score = binary
+    measured = measure(rows, BINARY, ranked=[("m", "test")])
+    seen = measured["m", "test"]
+    assert (seen.rows, seen.row_id_sum) == (3000, sum(range(3000)))
+    assert seen.metrics["accuracy"] == pytest.approx(np.mean((score > 0.5) == label))
+    assert seen.metrics["log_loss"] == pytest.approx(sk.log_loss(label, score), rel=1e-3)
+    assert seen.metrics["auc"] == pytest.approx(sk.roc_auc_score(label, score), abs=1e-12)
+    precision, recall, _ = sk.precision_recall_curve(label, score)
+    assert seen.metrics["pr_auc"] == pytest.approx(sk.auc(recall, precision), abs=2e-3)
+    assert "auc" not in measured["n", "test"].metrics, "only where it is asked for"
+
+
+def test_no_probabilities_no_log_loss(spark: SparkSession) -> None:
+    rows = [("svc", "test", i, None, float(i % 2), float(i % 2), i - 5.0, None) for i in range(10)]
+    table = spark.createDataFrame(rows, SCHEMA)
+    metrics = measure(table, BINARY, ranked=[("svc", "test")])["svc", "test"].metrics
+    assert set(metrics) == {"accuracy", "auc", "pr_auc"}
+    counts = histogram(table, BINARY)
+    assert counts.positive.sum() == counts.negative.sum() == 5
+
+
+def test_multiclass(spark: SparkSession) -> None:
+    generator = np.random.default_rng(1)
+    probabilities = generator.dirichlet([1, 1, 1], 500)
+    label = generator.integers(0, 3, 500)
+    rows = [
+        ("m", "test", i, None, float(y), float(p.argmax()), None, p.tolist())
+        for i, (y, p) in enumerate(zip(label, probabilities, strict=True))
+    ]
+    table = spark.createDataFrame(rows, SCHEMA)
+    metrics = measure(table, MULTI, ranked=[])["m", "test"].metrics
+    assert metrics["accuracy"] == pytest.approx(sk.accuracy_score(label, probabilities.argmax(1)))
+    assert metrics["log_loss"] == pytest.approx(sk.log_loss(label, probabilities))
+    np.testing.assert_array_equal(confusion(table, MULTI), sk.confusion_matrix(label, probabilities.argmax(1)))
+    counts = histogram(table, MULTI)
+    assert counts.positive.sum() == (label == probabilities.argmax(1)).sum()
+
+
+def test_real(spark: SparkSession) -> None:
+    generator = np.random.default_rng(2)
+    label = generator.normal(1e5, 1e4, 400)
+    prediction = label + generator.normal(0, 3e3, 400)
+    rows = [
+        ("m", "test", i, None, float(y), float(p), None, None)
+        for i, (y, p) in enumerate(zip(label, prediction, strict=True))
+    ]
+    metrics = measure(spark.createDataFrame(rows, SCHEMA), REAL, ranked=[])["m", "test"].metrics
+    assert metrics["rmse"] == pytest.approx(sk.root_mean_squared_error(label, prediction))
+    assert metrics["mae"] == pytest.approx(sk.mean_absolute_error(label, prediction))
+    assert metrics["r2"] == pytest.approx(sk.r2_score(label, prediction))
+
+
+def test_slices(binary: tuple[DataFrame, np.ndarray, np.ndarray]) -> None:
+    rows, label, score = binary
+    slices = by_slice(rows.where("candidate = 'm'"), BINARY, ["slice_s"])
+    assert {(s["value"], s["rows"]) for s in slices} == {("even", 1500), (None, 1500)}
+    even = next(s for s in slices if s["value"] == "even")
+    assert even["metrics"]["accuracy"] == pytest.approx(np.mean((score > 0.5)[::2] == label[::2]))
+
+
+def test_pairs_are_the_same_rows(binary: tuple[DataFrame, np.ndarray, np.ndarray]) -> None:
+    rows, label, score = binary
+    metric, labels, ours, theirs = paired_rows(rows, "m", "n", "auc")
+    assert metric == "auc" and len(labels) == 3000
+    assert sk.roc_auc_score(labels, ours) == pytest.approx(sk.roc_auc_score(label, score))
+    assert sk.roc_auc_score(labels, theirs) == pytest.approx(sk.roc_auc_score(label, score[::-1]))
