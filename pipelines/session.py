@@ -76,31 +76,30 @@ def get_session(config: Config) -> "SparkSession":
         return spark
     # Python workers and the driver must be the same environment; else PATH's python3 is taken.
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    from pyspark import SparkConf
     from pyspark.sql import SparkSession
 
-    if under_spark_submit():
-        builder = SparkSession.builder
-        chosen = SparkConf().get("spark.master", "local[*]") or "local[*]"
-    else:
+    if not under_spark_submit():
         if not _properties_file.is_file():
             raise ConfigError(
                 f"{_properties_file}: wanted Spark's properties, seen none; start from the project's folder or give "
                 "--properties-file"
             )
+        check_master(config, master())
         os.environ["PYSPARK_SUBMIT_ARGS"] = f"--properties-file {shlex.quote(str(_properties_file))} pyspark-shell"
         os.environ.setdefault("SPARK_CONF_DIR", str(_properties_file.parent))
-        builder, chosen = SparkSession.builder, master()
-    check_master(config, chosen)
-    builder = builder.appName(f"headrace {config.workload}")
-    if chosen.startswith("local"):
-        cores = os.cpu_count() or 1
-        builder = builder.config("spark.sql.shuffle.partitions", str(max(4, 2 * cores)))
-    else:
-        builder = builder.config("spark.executorEnv.PYTHONPATH", str(_packaged()))
+    builder = SparkSession.builder.appName(f"headrace {config.workload}")
+    builder = builder.config("spark.executorEnv.PYTHONPATH", str(_packaged()))  # not read in local mode
     with _quiet_start():
         spark = builder.getOrCreate()
     spark.sparkContext.setLogLevel("ERROR")
+    chosen = str(spark.sparkContext.master)
+    try:
+        check_master(config, chosen)
+    except LakeError:
+        spark.stop()
+        raise
+    if chosen.startswith("local"):
+        spark.conf.set("spark.sql.shuffle.partitions", str(max(4, 2 * (os.cpu_count() or 1))))
     return spark
 
 

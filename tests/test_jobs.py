@@ -1,0 +1,139 @@
+"""The jobs as a user runs them: through spark-submit and python, with their exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+BIN = Path(sys.executable).parent
+STAGES = ["ingest", "features", "classic", "train", "evaluate", "register", "score"]
+SUBMIT = [str(BIN / "spark-submit"), "--properties-file", "conf/spark.conf"]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory, session_lake: Path) -> Iterator[dict[str, str]]:
+    """As after `source .venv/bin/activate`, with a lake of its own."""
+    lake = tmp_path_factory.mktemp("jobs") / "lake"
+    lake.mkdir()
+    (lake / "mlflow.db").write_bytes((session_lake / "mlflow.db").read_bytes())
+    names = {k: v for k, v in os.environ.items() if not k.startswith(("PYSPARK", "SPARK", "MLFLOW", "OMP"))}
+    yield {**names, "HEADRACE_LAKE": str(lake), "PATH": f"{BIN}:{os.environ['PATH']}"}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory, rows_csv: Callable[..., str]) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "rows.csv").write_text(rows_csv(200))
+    config = {
+        "workload": "tiny",
+        "source": {"format": "csv", "paths": f"{folder}/rows.csv", "schema": "a double, b double, color string, y int"},
+        "split": {"hash": {}, "validation": {"share": 0.2}},
+        "features": {
+            "label": {"column": "y", "kind": "binary", "positive": [1], "negative": [0]},
+            "inputs": {"dense": {"columns": ["a", "b"], "steps": ["standardize"]}},
+        },
+        "classic": [{"estimator": "LogisticRegression", "maxIter": 5}],
+        "model": {"network": "softmax"},
+        "train": {"ranks": 2, "batch_size": 16, "epochs": 1},
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def job(environment: dict[str, str], *command: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(list(command), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_runs_through_spark_submit(environment: dict[str, str], tiny: Path, stage: str) -> None:
+    done = job(environment, *SUBMIT, f"jobs/{stage}.py", str(tiny))
+    assert f"{stage:<9} done in" in done.stdout
+    receipt = json.loads((Path(environment["HEADRACE_LAKE"]) / "runs" / "tiny" / f"{stage}.json").read_text())
+    assert receipt["stage"] == stage and receipt["rows"] > 0
+    noise = [line for line in done.stdout.splitlines() if "WARN" in line or "INFO" in line]
+    assert not noise, noise
+
+
+def test_nothing_to_do_starts_no_jvm(environment: dict[str, str], tiny: Path) -> None:
+    no_java = {**environment, "JAVA_HOME": "/nowhere", "PATH": str(BIN)}
+    done = job(no_java, str(BIN / "python"), "jobs/run.py", str(tiny))
+    assert len(done.stdout.splitlines()) == 7 and all("up to date" in line for line in done.stdout.splitlines())
+    assert not done.stderr
+
+
+def test_leaderboard(environment: dict[str, str], tiny: Path) -> None:
+    python = str(BIN / "python")
+    text = job(environment, python, "jobs/leaderboard.py", str(tiny)).stdout
+    assert "LogisticRegression" in text and "softmax" in text and "validation auc" in text
+    value = json.loads(job(environment, python, "jobs/leaderboard.py", str(tiny), "--format", "json").stdout)
+    assert {c["name"] for c in value["candidates"]} == {"LogisticRegression", "softmax"}
+
+
+def test_exit_codes(environment: dict[str, str], tiny: Path, tmp_path: Path) -> None:
+    python = str(BIN / "python")
+    wrong = job(environment, python, "jobs/run.py", str(tiny), "--set", "train.epoch=1", code=2)
+    assert wrong.stderr.startswith("error: ") and "did you mean 'epochs'" in wrong.stderr and not wrong.stdout
+    assert len(wrong.stderr.splitlines()) == 1
+    missing = job(environment, python, "jobs/ingest.py", str(tmp_path / "no.yaml"), code=2)
+    assert "no.yaml: wanted a config file, seen none" in missing.stderr
+    fault = job(environment, python, "jobs/ingest.py", str(tiny), "--set", f"source.paths={tmp_path}/x.csv", code=1)
+    assert "wanted csv files at" in fault.stderr and len(fault.stderr.splitlines()) == 1
+    again = job(environment, python, "jobs/rollback.py", str(tiny), code=1)
+    assert "wanted an earlier version of tiny, seen versions 1" in again.stderr
+    path = Path(environment["HEADRACE_LAKE"]) / "runs" / "tiny" / "evaluate.json"
+    receipt = json.loads(path.read_text())
+    check = {"rule": "auc", "wanted": ">= 1.5", "seen": "0.9", "passed": False}
+    receipt["result"]["verdict"] |= {"passed": False, "checks": [check]}
+    path.write_text(json.dumps(receipt))
+    refused = job(environment, python, "jobs/register.py", str(tiny), code=3)
+    assert "auc: wanted >= 1.5, seen 0.9; nothing was registered" in refused.stderr
+
+
+def test_a_server_that_does_not_answer(environment: dict[str, str], tiny: Path) -> None:
+    unreachable = {**environment, "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    done = job(unreachable, str(BIN / "python"), "jobs/ingest.py", str(tiny), "--set", "source.max_rejected=0.5", code=1)
+    assert "MLFLOW_TRACKING_URI http://127.0.0.1:9: wanted an MLflow server" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_local_lake_under_a_cluster_is_refused(environment: dict[str, str], tiny: Path, tmp_path: Path) -> None:
+    conf = tmp_path / "cluster.conf"
+    conf.write_text("spark.master spark://127.0.0.1:7077\n")
+    arguments = ["jobs/ingest.py", str(tiny), "--set", "source.max_rejected=0.3", "--properties-file", str(conf)]
+    done = job(environment, str(BIN / "python"), *arguments, code=1)
+    assert "set lake.shared: true" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["run", "train", "leaderboard", "rollback", "clean", "ui", "demo"])
+def test_help(environment: dict[str, str], name: str) -> None:
+    text = job(environment, str(BIN / "python"), f"jobs/{name}.py", "--help").stdout
+    assert "usage:" in text and "jobs/" in text
+
+
+def test_clean_says_what_it_removes(environment: dict[str, str], tiny: Path) -> None:
+    lake = Path(environment["HEADRACE_LAKE"])
+    would = job(environment, str(BIN / "python"), "jobs/clean.py", str(tiny), "--dry-run").stdout
+    assert f"would remove {lake}/tables/tiny" in would and (lake / "tables" / "tiny").is_dir()
+    done = job(environment, str(BIN / "python"), "jobs/clean.py", str(tiny)).stdout
+    assert done.count("removes") == 3 and "kept: runs and registered models" in done
+    assert not (lake / "tables" / "tiny").exists() and (lake / "mlflow.db").is_file()
+
+
+def test_doctor(environment: dict[str, str]) -> None:
+    done = job(environment, sys.executable, "jobs/doctor.py")
+    assert "ok       Java 17 or 21" in done.stdout and "packages of constraints.txt: there" in done.stdout
+    no_java = {**environment, "PATH": "/nowhere", "JAVA_HOME": ""}
+    missing = job(no_java, sys.executable, "jobs/doctor.py", "--quiet", code=1)
+    assert missing.stdout.splitlines() == [
+        "MISSING  Java 17 or 21: none; apt install openjdk-17-jre-headless, or set JAVA_HOME"
+    ]
