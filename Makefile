@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYSPARK_PYTHON ?= $(CURDIR)/$(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help doctor setup demo run $(STAGES) leaderboard rollback clean ui test test-faults check format docs bench
+.PHONY: help doctor setup demo run $(STAGES) leaderboard rollback clean ui test test-faults check check-fast format docs bench
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z$$()A-Z -]+:.*## / {sub(/\$$\(STAGES\)/, "<stage>", $$1); printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,10 +55,12 @@ test: $(STAMP)  ## The tests
 test-faults: $(STAMP)  ## Ctrl-C and kill -9 in every stage, at random moments
 	@$(BIN)/python -m pytest -m faults $(ARGS)
 
-check: $(STAMP)  ## Format, lint, types, import layers, generated files
+check: check-fast  ## Format, lint, types, import layers, generated files
+	@$(BIN)/mypy
+
+check-fast: $(STAMP)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m pipelines.config.reference --check
 

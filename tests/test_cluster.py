@@ -23,7 +23,14 @@ def test_the_chain_on_a_standalone_cluster(tmp_path: Path, session_lake: Path) -
     environment = {**names, "HEADRACE_LAKE": str(lake), "PATH": f"{BIN}:{os.environ['PATH']}"}
     overrides = ["--set", "train.epochs=2", "--set", "gate.require={}", "--set", "classic=[]"]
     with standalone_cluster(tmp_path, ROOT / "conf" / "spark.conf") as conf:
-        command = [str(BIN / "spark-submit"), "--properties-file", str(conf), "jobs/run.py", "conf/digits.yaml", *overrides]
+        command = [
+            str(BIN / "spark-submit"),
+            "--properties-file",
+            str(conf),
+            "jobs/run.py",
+            "conf/digits.yaml",
+            *overrides,
+        ]
         refused = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
         assert refused.returncode == 1 and "set lake.shared: true" in refused.stdout
         command += ["--set", "lake.shared=true"]

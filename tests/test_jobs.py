@@ -101,7 +101,9 @@ def test_exit_codes(environment: dict[str, str], tiny: Path, tmp_path: Path) -> 
 
 def test_a_server_that_does_not_answer(environment: dict[str, str], tiny: Path) -> None:
     unreachable = {**environment, "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
-    done = job(unreachable, str(BIN / "python"), "jobs/ingest.py", str(tiny), "--set", "source.max_rejected=0.5", code=1)
+    done = job(
+        unreachable, str(BIN / "python"), "jobs/ingest.py", str(tiny), "--set", "source.max_rejected=0.5", code=1
+    )
     assert "MLFLOW_TRACKING_URI http://127.0.0.1:9: wanted an MLflow server" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
