@@ -66,7 +66,7 @@ def main() -> int:
         return time.perf_counter() - started
 
     ours, theirs = [], []
-    with loaded(ref) as model:
+    with loaded(ref, lake) as model:
         for _ in range(ROUNDS + 1):
             ours.append(seconds(predict(rows, model, keep=["row_id"])))
             theirs.append(seconds(rows.select("row_id", udf(F.col("x")).alias("probabilities"))))

@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -23,7 +24,7 @@ from pipelines.config.learning import Estimator
 from pipelines.config.load import lake_root
 from pipelines.errors import ConfigError, one_line
 from pipelines.features.fitted import Bundle, FittedFeatures
-from pipelines.lake import Contract, Snapshot
+from pipelines.lake import Contract, Snapshot, scratch_path
 from pipelines.session import get_session, spark_progress
 from pipelines.stage import Given, Made
 from pipelines.tables import read_table
@@ -47,7 +48,7 @@ def build(given: Given) -> Made:
     assert snapshot.contract is not None, "a feature table carries its contract"
     given.run.dataset(snapshot, name="features_train", context="training")
     refs, lines = [], []
-    with _checkpoints(spark):
+    with _checkpoints(spark, scratch_path(config.workload)):
         for wanted in config.classic:
             with spark_progress(spark, f"classic: {wanted.estimator}"):
                 estimator = make_estimator(wanted, snapshot.contract, seed=config.seed)
@@ -64,10 +65,8 @@ def build(given: Given) -> Made:
 
 
 @contextmanager
-def _checkpoints(spark: SparkSession) -> Iterator[None]:
+def _checkpoints(spark: SparkSession, scratch: Path) -> Iterator[None]:
     """A folder where boosted trees cut their lineage; without it, it grows with each of them until it overflows."""
-    scratch = lake_root() / "tmp"
-    scratch.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
         spark.sparkContext.setCheckpointDir(folder)
         yield
@@ -138,7 +137,7 @@ def _log(model: Model, wanted: Estimator, given: Given, snapshot: Snapshot, seco
     fitted = FittedFeatures.model_validate(given.inputs["features"].result["fitted"])
     assert snapshot.contract is not None, "a feature table carries its contract"
     bundle = Bundle(name=name, kind="classic", fitted=fitted, contract=snapshot.contract)
-    uri, size = tracking.log_classic(model, name, bundle=bundle)
+    uri, size = tracking.log_classic(model, name, bundle=bundle, scratch=scratch_path(given.config.workload))
     return ModelRef(
         name=name,
         kind="classic",

@@ -1,5 +1,7 @@
 """What the jobs share: arguments, exit codes, and one clear line for whatever goes wrong.
 
+The library is imported inside the guard, so that Ctrl-C in the second that this takes is answered as any other.
+
 Exit codes: 0 done, 1 fault, 2 config, 3 refused, 130 interrupted, 143 ended.
 """
 
@@ -11,12 +13,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from pipelines import session
-from pipelines.config import Config, load_config
-from pipelines.config.load import lake_root
 from pipelines.errors import DataError, HeadraceError, LakeError, one_line
-from pipelines.run import declared, run_stages
+
+if TYPE_CHECKING:
+    from pipelines.config import Config
+
+ASK_AGAIN_S = 5.0
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
@@ -40,17 +44,24 @@ def run_job(doc: str, stages: Sequence[str] | None = None) -> int:
     """Run the stages, all that the config declares by default, and return the exit code."""
     arguments = parser(doc).parse_args()
 
-    def work(config: Config) -> None:
+    def work(config: "Config") -> None:
+        from pipelines.run import declared, run_stages
+
         run_stages(config, list(stages) if stages else declared(config))
 
     return guarded(arguments, work)
 
 
-def guarded(arguments: argparse.Namespace, work: Callable[[Config], None]) -> int:
+def guarded(arguments: argparse.Namespace, work: Callable[["Config"], None]) -> int:
     """Load the config, do the work, and turn what goes wrong into one line and an exit code."""
     signal.signal(signal.SIGTERM, _on_sigterm)
+    signal.signal(signal.SIGINT, _on_sigint)
+    signal.signal(signal.SIGALRM, _on_sigint)
     again = "the same command goes on where it stopped"
     try:
+        from pipelines import session
+        from pipelines.config import load_config
+
         if arguments.properties_file:
             session.use_properties(arguments.properties_file)
         work(load_config(arguments.config, arguments.overrides))
@@ -66,8 +77,16 @@ def guarded(arguments: argparse.Namespace, work: Callable[[Config], None]) -> in
             print(f"error: {line}", file=sys.stderr)
         return known.exit_code
     finally:
-        session.stop_session()
+        for number in (signal.SIGINT, signal.SIGALRM):  # what is left is to end, which takes a second
+            signal.signal(number, signal.SIG_IGN)
+        if "pipelines.session" in sys.modules:
+            sys.modules["pipelines.session"].stop_session()
     return 0
+
+
+def _on_sigint(*_: object) -> None:
+    signal.setitimer(signal.ITIMER_REAL, ASK_AGAIN_S)  # some libraries swallow it, while they are imported
+    raise KeyboardInterrupt
 
 
 def _on_sigterm(*_: object) -> None:
@@ -80,6 +99,8 @@ def explain(error: BaseException) -> HeadraceError:
     A message of ours that was raised on a worker is found in Spark's report; an error that nobody foresaw is
     named in one line, and its traceback is kept in the lake.
     """
+    from pipelines.config.load import lake_root
+
     if isinstance(error, HeadraceError):
         return error
     text = _whole_text(error)

@@ -18,9 +18,9 @@ from pipelines.features.apply import with_label
 from pipelines.features.fitted import FittedFeatures
 from pipelines.features.split import with_split
 from pipelines.gate import Difference, Verdict, judge, paired_bootstrap
-from pipelines.lake import LabelSpec, Snapshot, table_path
+from pipelines.lake import LabelSpec, Snapshot, scratch_path, table_path
 from pipelines.leaderboard import table as leaderboard_table
-from pipelines.metrics import Measured, by_slice, confusion, histogram, measure, paired_rows, sampled
+from pipelines.metrics import Measured, by_slice, confusion, histograms, measure, paired_rows, sampled
 from pipelines.score import loaded, predict
 from pipelines.session import get_session, spark_progress
 from pipelines.stage import Given, Made
@@ -43,12 +43,11 @@ def build(given: Given) -> Made:
     snapshots = {split: Snapshot.model_validate(value) for split, value in features["snapshots"].items()}
     spec = FittedFeatures.model_validate(features["fitted"]).label.spec
     refs = _candidates(given)
-    champion = _comparable(tracking.champion(config.workload), spec)
+    champion = _comparable(config.workload, spec)
     scored = _score_all(spark, given, refs, champion, spec)
     splits = [split for split in ("validation", "test") if split in snapshots]
-    ranked = [(name, split) for name in [*(r.name for r in refs), CHAMPION] for split in splits]
     with spark_progress(spark, "evaluate: metrics"):
-        measured = measure(scored, spec, ranked=ranked)
+        measured = measure(scored, spec)
         _check_rows(measured, snapshots)
         chosen = _choose(refs, measured, config)
         test = scored.where(F.col("split") == "test")
@@ -89,11 +88,12 @@ def _candidates(given: Given) -> list[ModelRef]:
     return [ModelRef.model_validate(value) for value in [*classic, *torch]]
 
 
-def _comparable(champion: Registered | None, spec: LabelSpec) -> Registered | None:
-    """The champion, if it predicts the same classes."""
+def _comparable(workload: str, spec: LabelSpec) -> Registered | None:
+    """The champion, if there is one that predicts the same classes."""
+    champion = tracking.champion(workload)
     if champion is None:
         return None
-    with loaded(champion.ref) as model:
+    with loaded(champion.ref, scratch_path(workload)) as model:
         other = model.bundle.contract.label
     return champion if (other.kind, other.classes) == (spec.kind, spec.classes) else None
 
@@ -114,7 +114,7 @@ def _score_all(
     parts = []
     with ExitStack() as open_models:
         for name, ref in models.items():
-            model = open_models.enter_context(loaded(ref))
+            model = open_models.enter_context(loaded(ref, scratch_path(config.workload)))
             part = predict(rows, model, keep=keep).withColumnRenamed("_split", "split")
             parts.append(part.withColumn("candidate", F.lit(name)))
         snapshot = write_table(reduce(DataFrame.unionByName, parts), path, what="evaluate: score")
@@ -206,10 +206,10 @@ def _plot(
         run.figure("predicted.png", plots.predicted_against_true(label, prediction, chosen))
         return
     run.figure("confusion.png", plots.confusion_matrix(confusion(best, spec), spec.classes, chosen))
-    histograms = {ref.name: histogram(test.where(F.col("candidate") == ref.name), spec) for ref in refs}
+    found = histograms(test.where(F.col("candidate") != CHAMPION), spec)
     binary = spec.kind == "binary"
-    run.figure("calibration.png", plots.calibration(histograms, "share of class 1" if binary else "share right"))
+    run.figure("calibration.png", plots.calibration(found, "share of class 1" if binary else "share right"))
     names = ("class 0", "class 1") if binary else ("predicted wrongly", "predicted rightly")
-    run.figure("scores.png", plots.score_distribution(histograms[chosen], names, chosen))
+    run.figure("scores.png", plots.score_distribution(found[chosen], names, chosen))
     if binary:
-        run.figure("roc.png", plots.roc(histograms))
+        run.figure("roc.png", plots.roc(found))

@@ -36,6 +36,13 @@ def runs_path(workload: str) -> Path:
     return lake_root() / "runs" / workload
 
 
+def scratch_path(workload: str) -> Path:
+    """Where a workload's run keeps files for a while; the next run removes what a killed one left."""
+    path = lake_root() / "tmp" / workload
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def receipt_path(workload: str, stage: str) -> Path:
     """Where a stage leaves its receipt."""
     return runs_path(workload) / f"{stage}.json"

@@ -5,13 +5,13 @@ slice columns as strings.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pyspark.ml.evaluation import BinaryClassificationEvaluator
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, Row, Window
 from pyspark.sql import functions as F
 
 from pipelines.gate import Floats
@@ -33,37 +33,56 @@ class Measured:
     row_id_sum: int
 
 
-def measure(
-    scored: DataFrame, spec: LabelSpec, *, ranked: Sequence[tuple[str, str]]
-) -> dict[tuple[str, str], Measured]:
-    """Metrics by (candidate, split).
-
-    Args:
-        scored: The table above.
-        spec: What the label means.
-        ranked: For a binary label, the (candidate, split) pairs whose AUC and PR-AUC are wanted; each costs a
-            sort.
-    """
-    means = _means(spec)
-    rows = (
-        scored.groupBy("candidate", "split")
-        .agg(
-            F.count("*").alias("rows"),
-            F.sum(F.col("row_id").cast("decimal(20,0)")).alias("row_id_sum"),
-            *[column.alias(name) for name, column in means.items()],
-        )
-        .collect()
-    )
+def measure(scored: DataFrame, spec: LabelSpec) -> dict[tuple[str, str], Measured]:
+    """Metrics by (candidate, split) of the table above."""
+    by = ("candidate", "split")
+    row_ids = F.sum(F.col("row_id").cast("decimal(20,0)")).alias("row_id_sum")
+    areas = ranking(scored, by=by) if spec.kind == "binary" else {}
     found = {}
-    for row in rows:
-        metrics = {name: float(row[name]) for name in means if row[name] is not None}
+    for row in scored.groupBy(*by).agg(F.count("*").alias("rows"), row_ids, *_named(_means(spec))).collect():
         key = (row["candidate"], row["split"])
-        if spec.kind == "real":
-            metrics = _from_moments(metrics)
-        elif spec.kind == "binary" and key in ranked:
-            metrics |= _ranking(scored.where((F.col("candidate") == key[0]) & (F.col("split") == key[1])))
+        metrics = _metrics(row, spec) | areas.get(key, {})
         found[key] = Measured(metrics, rows=row["rows"], row_id_sum=int(row["row_id_sum"]) % UINT64)
     return found
+
+
+def _named(columns: Mapping[str, Column]) -> list[Column]:
+    return [column.alias(name) for name, column in columns.items()]
+
+
+def _metrics(row: Row, spec: LabelSpec) -> Metrics:
+    """The metrics in a row of aggregated means; what is null there is left out."""
+    means = {name: float(row[name]) for name in _means(spec) if row[name] is not None}
+    return _from_moments(means) if spec.kind == "real" else means
+
+
+def ranking(scored: DataFrame, *, by: Sequence[str]) -> dict[tuple[Any, ...], Metrics]:
+    """Exact areas under the ROC and the precision-recall curve of each group, where it holds both classes.
+
+    The trapezoidal rule over the distinct scores of a group, all groups in one pass; as MLlib's
+    BinaryClassificationMetrics, the precision-recall curve begins at recall 0 with its first precision.
+
+    Args:
+        scored: With `label` (0 or 1), `score` and the columns `by`.
+        by: What makes a group.
+    """
+    counts = [F.sum("label").alias("positive"), F.sum(1.0 - F.col("label")).alias("negative")]
+    steps = scored.where(F.col("score").isNotNull()).groupBy(*by, "score").agg(*counts)
+    falling = Window.partitionBy(*by).orderBy(F.desc("score"))
+    so_far = falling.rowsBetween(Window.unboundedPreceding, Window.currentRow)
+    curve = steps.withColumns({f"{name}_so_far": F.sum(name).over(so_far) for name in ("positive", "negative")})
+    curve = curve.withColumn("precision", F.expr("positive_so_far / (positive_so_far + negative_so_far)"))
+    curve = curve.withColumn("before", F.coalesce(F.lag("precision").over(falling), "precision"))
+    areas = curve.groupBy(*by).agg(
+        F.expr("sum(negative * (positive_so_far - positive / 2)) / nullif(sum(positive) * sum(negative), 0)").alias(
+            "auc"
+        ),
+        F.expr("sum(positive * (precision + before) / 2) / nullif(sum(positive), 0)").alias("pr_auc"),
+    )
+    return {
+        tuple(row[name] for name in by): {"auc": float(row["auc"]), "pr_auc": float(row["pr_auc"])}
+        for row in areas.where("auc IS NOT NULL").collect()
+    }
 
 
 def _means(spec: LabelSpec) -> dict[str, Column]:
@@ -94,15 +113,6 @@ def _from_moments(means: Metrics) -> Metrics:
     return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
-def _ranking(rows: DataFrame) -> Metrics:
-    """Exact areas under the ROC and the precision-recall curve, by MLlib's distributed sort."""
-    evaluator = BinaryClassificationEvaluator(rawPredictionCol="score", labelCol="label", numBins=0)
-    return {
-        "auc": float(evaluator.setMetricName("areaUnderROC").evaluate(rows)),
-        "pr_auc": float(evaluator.setMetricName("areaUnderPR").evaluate(rows)),
-    }
-
-
 def confusion(scored: DataFrame, spec: LabelSpec) -> np.ndarray[Any, Any]:
     """Counts by true and predicted class, shape (classes, classes)."""
     counts = np.zeros((len(spec.classes), len(spec.classes)), dtype=np.int64)
@@ -126,8 +136,8 @@ class Histogram:
     negative: Floats
 
 
-def histogram(scored: DataFrame, spec: LabelSpec) -> Histogram:
-    """The scores in `HISTOGRAM_BINS` bins; margins go through a sigmoid first."""
+def histograms(scored: DataFrame, spec: LabelSpec) -> dict[str, Histogram]:
+    """The scores of each candidate in `HISTOGRAM_BINS` bins; margins go through a sigmoid first."""
     if spec.kind == "binary":
         margin = F.col("probabilities").isNull()
         score = F.when(margin, 1.0 / (1.0 + F.exp(-F.col("score")))).otherwise(F.col("score"))
@@ -138,34 +148,33 @@ def histogram(scored: DataFrame, spec: LabelSpec) -> Histogram:
     place = F.least(F.floor(score * HISTOGRAM_BINS), F.lit(HISTOGRAM_BINS - 1)).alias("place")
     rows = (
         scored.where(score.isNotNull())
-        .select(place, score.alias("score"), hit.alias("hit"))
-        .groupBy("place", "hit")
+        .select("candidate", place, score.alias("score"), hit.alias("hit"))
+        .groupBy("candidate", "place", "hit")
         .agg(F.count("*").alias("num"), F.sum("score").alias("total"))
         .collect()
     )
-    counts, totals = np.zeros((2, HISTOGRAM_BINS)), np.zeros(HISTOGRAM_BINS)
+    counts: defaultdict[str, Floats] = defaultdict(lambda: np.zeros((2, HISTOGRAM_BINS)))
+    totals: defaultdict[str, Floats] = defaultdict(lambda: np.zeros(HISTOGRAM_BINS))
     for row in rows:
-        counts[int(row["hit"]), row["place"]] += row["num"]
-        totals[row["place"]] += row["total"]
+        counts[row["candidate"]][int(row["hit"]), row["place"]] += row["num"]
+        totals[row["candidate"]][row["place"]] += row["total"]
     with np.errstate(invalid="ignore", divide="ignore"):
-        return Histogram(mean=totals / counts.sum(axis=0), positive=counts[1], negative=counts[0])
+        return {
+            name: Histogram(mean=totals[name] / both.sum(axis=0), positive=both[1], negative=both[0])
+            for name, both in counts.items()
+        }
 
 
 def by_slice(scored: DataFrame, spec: LabelSpec, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Mean metrics for each value of each column, the most frequent values first."""
+    """Metrics for each value of each column, the `MAX_SLICES` most frequent values, most frequent first."""
     found = []
-    means = _means(spec)
     for column in columns:
-        rows = (
-            scored.groupBy(column)
-            .agg(F.count("*").alias("rows"), *[value.alias(name) for name, value in means.items()])
-            .orderBy(F.desc("rows"), column)
-            .limit(MAX_SLICES)
-            .collect()
-        )
+        sizes = scored.groupBy(column).agg(F.count("*").alias("rows"), *_named(_means(spec)))
+        rows = sizes.orderBy(F.desc("rows"), column).limit(MAX_SLICES).collect()
+        shown = F.col(column).isin([row[column] for row in rows if row[column] is not None]) | F.col(column).isNull()
+        areas = ranking(scored.where(shown), by=[column]) if spec.kind == "binary" else {}
         for row in rows:
-            metrics = {name: float(row[name]) for name in means if row[name] is not None}
-            metrics = _from_moments(metrics) if spec.kind == "real" else metrics
+            metrics = _metrics(row, spec) | areas.get((row[column],), {})
             found.append({"column": column, "value": row[column], "rows": row["rows"], "metrics": metrics})
     return found
 

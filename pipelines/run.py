@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,7 +18,7 @@ import yaml
 from pipelines import tracking
 from pipelines.config import Config
 from pipelines.errors import LakeError
-from pipelines.lake import receipt_path, runs_path
+from pipelines.lake import receipt_path, runs_path, scratch_path
 from pipelines.progress import say
 from pipelines.receipt import Receipt, changed, digest_of, files_digest, modules_digest, read_receipt, write_json
 from pipelines.sources.files import raw_files, root_of
@@ -65,6 +66,7 @@ def run_stages(config: Config, names: Sequence[str]) -> dict[str, Receipt]:
     """
     done: dict[str, Receipt] = {}
     with only_one(config.workload), _Parent(config, single=len(names) == 1) as parent:
+        shutil.rmtree(scratch_path(config.workload))
         for name in names:
             done[name] = _run_stage(config, name, parent)
     return done

@@ -22,13 +22,12 @@ from pipelines import tracking
 from pipelines.arrays import to_array, to_padded
 from pipelines.assemble import assemble
 from pipelines.config import Config
-from pipelines.config.load import lake_root
 from pipelines.errors import LakeError
 from pipelines.features.apply import transform
 from pipelines.features.fitted import Bundle, FittedCategory, FittedFeatures
 from pipelines.features.split import with_split
 from pipelines.ingest import parse
-from pipelines.lake import Contract, LabelSpec, Snapshot, table_path
+from pipelines.lake import Contract, LabelSpec, Snapshot, scratch_path, table_path
 from pipelines.session import get_session
 from pipelines.stage import Given, Made
 from pipelines.tables import read_table, write_table
@@ -50,15 +49,13 @@ class Loaded:
 
 
 @contextmanager
-def loaded(ref: ModelRef) -> Iterator[Loaded]:
-    """A copy of the model's files, for the time of the body.
+def loaded(ref: ModelRef, scratch: Path) -> Iterator[Loaded]:
+    """A copy of the model's files under `scratch`, for the time of the body.
 
     Raises:
         TrackingError: MLflow does not hold the model.
         LakeError: The model has no bundle: it was not logged by Headrace.
     """
-    scratch = lake_root() / "tmp"
-    scratch.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=scratch))
     try:
         path = tracking.download(ref.uri, folder)
@@ -170,7 +167,7 @@ def build(given: Given) -> Made:
         )
     spark = get_session(config)
     rows, num_rows = _rows_to_score(spark, given)
-    with loaded(champion.ref) as model:
+    with loaded(champion.ref, scratch_path(config.workload)) as model:
         seen = Observation()
         keep = ["row_id", *[name for name in (*config.source.key, "_file", "_line") if name in rows.columns]]
         features = transform(rows, model.bundle.fitted, keep=keep)

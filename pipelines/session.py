@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import os
 import shlex
+import signal
 import sys
 import tempfile
 import threading
@@ -15,6 +16,8 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import psutil
 
 from pipelines.config import Config
 from pipelines.config.load import lake_root
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 PACKAGE = Path(__file__).resolve().parent
+STOP_S = 10.0
 DEFAULT_PROPERTIES = PACKAGE.parent / "conf" / "spark.conf"
 _properties_file = DEFAULT_PROPERTIES
 
@@ -89,8 +93,11 @@ def get_session(config: Config) -> "SparkSession":
         os.environ.setdefault("SPARK_CONF_DIR", str(_properties_file.parent))
     builder = SparkSession.builder.appName(f"headrace {config.workload}")
     builder = builder.config("spark.executorEnv.PYTHONPATH", str(_packaged()))  # not read in local mode
+    on_sigint = signal.getsignal(signal.SIGINT)
     with _quiet_start():
         spark = builder.getOrCreate()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, on_sigint)  # Spark's own handler calls the JVM in the middle of another call
     spark.sparkContext.setLogLevel("ERROR")
     chosen = str(spark.sparkContext.master)
     try:
@@ -117,10 +124,23 @@ def check_master(config: Config, chosen: str) -> None:
 
 
 def stop_session() -> None:
-    """Stop the session and its JVM, if one is up."""
+    """Stop the session, if one is up, and the JVM that was started for it."""
     if spark := active_session():
-        with contextlib.suppress(Exception):
-            spark.stop()
+        # In a thread of its own, which has its own connection: this one's may wait for an interrupted job.
+        stop = threading.Thread(target=_stop, args=(spark,), daemon=True)
+        stop.start()
+        stop.join(STOP_S)
+    # A JVM that was interrupted while it started would wait for ever.
+    jvms = [child for child in psutil.Process().children(recursive=True) if child.name() == "java"]
+    for jvm in jvms:
+        jvm.terminate()
+    for jvm in psutil.wait_procs(jvms, timeout=STOP_S)[1]:
+        jvm.kill()
+
+
+def _stop(spark: "SparkSession") -> None:
+    with contextlib.suppress(Exception):
+        spark.stop()
 
 
 def _packaged() -> Path:

@@ -113,7 +113,7 @@ def _mlflow() -> ModuleType:
     import mlflow
 
     for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what matters is raised as well
     mlflow.set_tracking_uri(tracking_uri())
     return mlflow
 
@@ -306,14 +306,12 @@ def _attach(uri: str, bundle: BaseModel) -> None:
         _mlflow().MlflowClient().log_model_artifact(uri.removeprefix("models:/"), str(path))
 
 
-def log_classic(model: "Model", name: str, *, bundle: BaseModel) -> tuple[str, int]:
-    """Log an MLlib model in the active run. Returns its URI and its size in bytes."""
+def log_classic(model: "Model", name: str, *, bundle: BaseModel, scratch: Path) -> tuple[str, int]:
+    """Log an MLlib model in the active run, by way of `scratch`. Returns its URI and its size in bytes."""
     import mlflow.spark
     from mlflow.models import Model as MLflowModel
 
     _mlflow()
-    scratch = lake_root() / "tmp"
-    scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         info = _guarded(
             f"log model {name}",
@@ -336,10 +334,8 @@ def load_classic(path: Path) -> "PipelineModel":
     import mlflow.spark
 
     _mlflow()
-    scratch = lake_root() / "tmp"
-    scratch.mkdir(parents=True, exist_ok=True)
     model: PipelineModel = _guarded(
-        f"load {path}", lambda: mlflow.spark.load_model(str(path), dfs_tmpdir=str(scratch / "mlflow"))
+        f"load {path}", lambda: mlflow.spark.load_model(str(path), dfs_tmpdir=str(path / "spark_tmp"))
     )
     return model
 

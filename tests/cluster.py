@@ -11,6 +11,7 @@ from pathlib import Path
 import pyspark
 
 SPARK_CLASS = Path(pyspark.__file__).parent / "bin" / "spark-class"
+QUICK = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 SECRET = "only-for-tests-on-loopback"
 
 
@@ -28,6 +29,7 @@ def properties(port: int) -> dict[str, str]:
         "spark.network.crypto.enabled": "true",
         "spark.io.encryption.enabled": "true",
         "spark.executor.memory": "1g",
+        "spark.executor.extraJavaOptions": QUICK,
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
     }
@@ -43,7 +45,7 @@ def standalone_cluster(folder: Path, conf: Path) -> Iterator[Path]:
     daemon = folder / "daemon"
     daemon.mkdir()
     (daemon / "spark-defaults.conf").write_text("\n".join(f"{k} {v}" for k, v in properties(port).items()) + "\n")
-    environment = {**os.environ, "SPARK_CONF_DIR": str(daemon), "SPARK_NO_DAEMONIZE": "1"}
+    environment = {**os.environ, "SPARK_CONF_DIR": str(daemon), "SPARK_DAEMON_JAVA_OPTS": QUICK}
     master = ["org.apache.spark.deploy.master.Master", "--host", "127.0.0.1", "--port", str(port), "--webui-port", "0"]
     worker = ["org.apache.spark.deploy.worker.Worker", "--host", "127.0.0.1", "--cores", "1", "--memory", "2g"]
     worker += ["--webui-port", "0", f"spark://127.0.0.1:{port}"]

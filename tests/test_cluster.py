@@ -19,7 +19,7 @@ def test_the_chain_on_a_standalone_cluster(tmp_path: Path, session_lake: Path) -
     lake = tmp_path / "lake"
     lake.mkdir()
     (lake / "mlflow.db").write_bytes((session_lake / "mlflow.db").read_bytes())
-    names = {k: v for k, v in os.environ.items() if not k.startswith(("PYSPARK", "SPARK", "MLFLOW", "OMP"))}
+    names = {k: v for k, v in os.environ.items() if not k.startswith(("PYSPARK", "SPARK_CONF", "MLFLOW", "OMP"))}
     environment = {**names, "HEADRACE_LAKE": str(lake), "PATH": f"{BIN}:{os.environ['PATH']}"}
     overrides = ["--set", "train.epochs=2", "--set", "gate.require={}", "--set", "classic=[]"]
     with standalone_cluster(tmp_path, ROOT / "conf" / "spark.conf") as conf:

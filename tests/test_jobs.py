@@ -23,7 +23,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory, session_lake: Path) ->
     lake = tmp_path_factory.mktemp("jobs") / "lake"
     lake.mkdir()
     (lake / "mlflow.db").write_bytes((session_lake / "mlflow.db").read_bytes())
-    names = {k: v for k, v in os.environ.items() if not k.startswith(("PYSPARK", "SPARK", "MLFLOW", "OMP"))}
+    names = {k: v for k, v in os.environ.items() if not k.startswith(("PYSPARK", "SPARK_CONF", "MLFLOW", "OMP"))}
     yield {**names, "HEADRACE_LAKE": str(lake), "PATH": f"{BIN}:{os.environ['PATH']}"}
 
 

@@ -6,7 +6,7 @@ from pyspark.sql import DataFrame, SparkSession
 from sklearn import metrics as sk
 
 from pipelines.lake import LabelSpec
-from pipelines.metrics import by_slice, confusion, histogram, measure, paired_rows
+from pipelines.metrics import by_slice, confusion, histograms, measure, paired_rows
 
 BINARY = LabelSpec(kind="binary", column="y", classes=("0", "1"))
 MULTI = LabelSpec(kind="multiclass", column="y", classes=("a", "b", "c"))
@@ -41,7 +41,7 @@ def binary(spark: SparkSession) -> tuple[DataFrame, np.ndarray, np.ndarray]:
 
 def test_binary(binary: tuple[DataFrame, np.ndarray, np.ndarray]) -> None:
     rows, label, score = binary
-    measured = measure(rows, BINARY, ranked=[("m", "test")])
+    measured = measure(rows, BINARY)
     seen = measured["m", "test"]
     assert (seen.rows, seen.row_id_sum) == (3000, sum(range(3000)))
     assert seen.metrics["accuracy"] == pytest.approx(np.mean((score > 0.5) == label))
@@ -49,15 +49,15 @@ def test_binary(binary: tuple[DataFrame, np.ndarray, np.ndarray]) -> None:
     assert seen.metrics["auc"] == pytest.approx(sk.roc_auc_score(label, score), abs=1e-12)
     precision, recall, _ = sk.precision_recall_curve(label, score)
     assert seen.metrics["pr_auc"] == pytest.approx(sk.auc(recall, precision), abs=2e-3)
-    assert "auc" not in measured["n", "test"].metrics, "only where it is asked for"
+    assert measured["n", "test"].metrics["auc"] == pytest.approx(sk.roc_auc_score(label, score[::-1]), abs=1e-12)
 
 
 def test_no_probabilities_no_log_loss(spark: SparkSession) -> None:
     rows = [("svc", "test", i, None, float(i % 2), float(i % 2), i - 5.0, None) for i in range(10)]
     table = spark.createDataFrame(rows, SCHEMA)
-    metrics = measure(table, BINARY, ranked=[("svc", "test")])["svc", "test"].metrics
+    metrics = measure(table, BINARY)["svc", "test"].metrics
     assert set(metrics) == {"accuracy", "auc", "pr_auc"}
-    counts = histogram(table, BINARY)
+    counts = histograms(table, BINARY)["svc"]
     assert counts.positive.sum() == counts.negative.sum() == 5
 
 
@@ -70,11 +70,11 @@ def test_multiclass(spark: SparkSession) -> None:
         for i, (y, p) in enumerate(zip(label, probabilities, strict=True))
     ]
     table = spark.createDataFrame(rows, SCHEMA)
-    metrics = measure(table, MULTI, ranked=[])["m", "test"].metrics
+    metrics = measure(table, MULTI)["m", "test"].metrics
     assert metrics["accuracy"] == pytest.approx(sk.accuracy_score(label, probabilities.argmax(1)))
     assert metrics["log_loss"] == pytest.approx(sk.log_loss(label, probabilities))
     np.testing.assert_array_equal(confusion(table, MULTI), sk.confusion_matrix(label, probabilities.argmax(1)))
-    counts = histogram(table, MULTI)
+    counts = histograms(table, MULTI)["m"]
     assert counts.positive.sum() == (label == probabilities.argmax(1)).sum()
 
 
@@ -86,7 +86,7 @@ def test_real(spark: SparkSession) -> None:
         ("m", "test", i, None, float(y), float(p), None, None)
         for i, (y, p) in enumerate(zip(label, prediction, strict=True))
     ]
-    metrics = measure(spark.createDataFrame(rows, SCHEMA), REAL, ranked=[])["m", "test"].metrics
+    metrics = measure(spark.createDataFrame(rows, SCHEMA), REAL)["m", "test"].metrics
     assert metrics["rmse"] == pytest.approx(sk.root_mean_squared_error(label, prediction))
     assert metrics["mae"] == pytest.approx(sk.mean_absolute_error(label, prediction))
     assert metrics["r2"] == pytest.approx(sk.r2_score(label, prediction))
@@ -98,6 +98,7 @@ def test_slices(binary: tuple[DataFrame, np.ndarray, np.ndarray]) -> None:
     assert {(s["value"], s["rows"]) for s in slices} == {("even", 1500), (None, 1500)}
     even = next(s for s in slices if s["value"] == "even")
     assert even["metrics"]["accuracy"] == pytest.approx(np.mean((score > 0.5)[::2] == label[::2]))
+    assert even["metrics"]["auc"] == pytest.approx(sk.roc_auc_score(label[::2], score[::2]), abs=1e-12)
 
 
 def test_pairs_are_the_same_rows(binary: tuple[DataFrame, np.ndarray, np.ndarray]) -> None:
@@ -106,3 +107,8 @@ def test_pairs_are_the_same_rows(binary: tuple[DataFrame, np.ndarray, np.ndarray
     assert metric == "auc" and len(labels) == 3000
     assert sk.roc_auc_score(labels, ours) == pytest.approx(sk.roc_auc_score(label, score))
     assert sk.roc_auc_score(labels, theirs) == pytest.approx(sk.roc_auc_score(label, score[::-1]))
+
+
+def test_one_class_has_no_areas(spark: SparkSession) -> None:
+    rows = [("m", "test", i, None, 1.0, 1.0, i / 10, [1 - i / 10, i / 10]) for i in range(1, 9)]
+    assert set(measure(spark.createDataFrame(rows, SCHEMA), BINARY)["m", "test"].metrics) == {"accuracy", "log_loss"}

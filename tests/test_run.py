@@ -49,7 +49,7 @@ def chain(
         },
         "classic": [{"estimator": "LogisticRegression", "maxIter": 5}],
         "model": {"network": "mlp", "hidden": [4]},
-        "train": {"ranks": 2, "batch_size": 16, "epochs": 2, "launcher": "torchrun"},
+        "train": {"ranks": 1, "batch_size": 16, "epochs": 2, "launcher": "torchrun"},
         "gate": {"require": {"auc": {"min": 0.5}}, "slices": ["color"]},
     }
     path = root / "chain.yaml"

@@ -160,8 +160,10 @@ def _why_failed(job: TrainJob, log: Path) -> HeadraceError:
     """The error of the rank that failed by itself; the others fail because it is gone."""
     errors = [RankError.model_validate_json(path.read_bytes()) for path in sorted(job.folder.glob("error-rank-*.json"))]
     errors.sort(key=lambda error: (error.kind != "HeadraceError", "peer" in error.message, error.rank))
-    if not errors:
-        return TrainingError(f"train: the ranks ended without a word; the end of their log: {log}")
+    silent = sorted(set(range(job.train.ranks)) - {error.rank for error in errors})
+    if not errors or (silent and "peer" in errors[0].message):
+        named = f"rank{'s' if len(silent) > 1 else ''} {', '.join(map(str, silent))}"
+        return TrainingError(f"train: {named} ended without a word (killed, or out of memory?); the ranks' log: {log}")
     first = errors[0]
     text = f"rank {first.rank} on {first.host}: {first.message}; the ranks' log: {log}"
     return ConfigError(first.message) if first.exit_code == 2 else TrainingError(text)

@@ -56,7 +56,7 @@ def train(lake: Path, workload: Workload) -> Callable[..., Made]:
 
     def run(network: str = "softmax", digest: str = "d" * 64, **settings: object) -> Made:
         section = {"ranks": 2, "batch_size": 16, "epochs": 3, "launcher": "torchrun", "timeout_s": 60} | settings
-        config = load_config(workload("", model={"network": network}, train=section))
+        config = load_config(workload("", model={"network": network}, train=section, classic=[]))
         with tracking.start_run("tiny", "train", parent=None) as mlflow_run:
             return build(Given(config=config, inputs={"features": features}, run=mlflow_run, digest=digest))
 
