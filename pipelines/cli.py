@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 fault, 2 config, 3 refused, 130 interrupted, 143 ended.
 
 import argparse
 import errno
+import logging
 import os
 import re
 import signal
@@ -85,6 +86,7 @@ def guarded(arguments: argparse.Namespace, work: Callable[["Config"], None]) -> 
 
 
 def _on_sigint(*_: object) -> None:
+    logging.disable()  # Spark's connection would log the interrupt with its traceback
     signal.setitimer(signal.ITIMER_REAL, ASK_AGAIN_S)  # some libraries swallow it, while they are imported
     raise KeyboardInterrupt
 

@@ -2,8 +2,11 @@
 
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,9 +14,9 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
+from tests.faults import SEED, STAGES, Bench, check_full_disk, on_a_full_disk
 
 BIN = Path(sys.executable).parent
-STAGES = ["ingest", "features", "classic", "train", "evaluate", "register", "score"]
 SUBMIT = [str(BIN / "spark-submit"), "--properties-file", "conf/spark.conf"]
 
 
@@ -54,9 +57,14 @@ def job(environment: dict[str, str], *command: str, code: int = 0) -> subprocess
     return done
 
 
+WALL_S: dict[str, float] = {}
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_runs_through_spark_submit(environment: dict[str, str], tiny: Path, stage: str) -> None:
+    started = time.monotonic()
     done = job(environment, *SUBMIT, f"jobs/{stage}.py", str(tiny))
+    WALL_S[stage] = time.monotonic() - started
     assert f"{stage:<9} done in" in done.stdout
     receipt = json.loads((Path(environment["HEADRACE_LAKE"]) / "runs" / "tiny" / f"{stage}.json").read_text())
     assert receipt["stage"] == stage and receipt["rows"] > 0
@@ -69,6 +77,27 @@ def test_nothing_to_do_starts_no_jvm(environment: dict[str, str], tiny: Path) ->
     done = job(no_java, str(BIN / "python"), "jobs/run.py", str(tiny))
     assert len(done.stdout.splitlines()) == 7 and all("up to date" in line for line in done.stdout.splitlines())
     assert not done.stderr
+
+
+def test_an_interrupted_and_killed_stage_goes_on(environment: dict[str, str], tiny: Path) -> None:
+    """The short form of tests/test_faults.py: one stage, drawn by the seed that is printed."""
+    bench = Bench(Path(environment["HEADRACE_LAKE"]), tiny, environment)
+    wanted = bench.made()
+    generator = random.Random(SEED)
+    stage = generator.choice(STAGES)
+    print(f"seed {SEED}: {stage}")
+    (bench.lake / "runs" / "tiny" / f"{stage}.json").unlink()
+    for how in (signal.SIGINT, signal.SIGKILL):
+        bench.interrupt(stage, how, generator.uniform(0, WALL_S[stage]))
+    bench.check_goes_on(stage, wanted)
+
+
+def test_a_full_disk(environment: dict[str, str], tiny: Path, session_lake: Path, tmp_path: Path) -> None:
+    bench = Bench(tmp_path, tiny, environment | {"HEADRACE_LAKE": str(tmp_path)})
+    done = on_a_full_disk(bench, "ingest", session_lake / "mlflow.db", free_kb=100)
+    if done is None:
+        pytest.skip("needs the right to make a mount namespace")
+    check_full_disk(done)
 
 
 def test_leaderboard(environment: dict[str, str], tiny: Path) -> None:

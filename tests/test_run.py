@@ -107,12 +107,6 @@ def test_predictions_are_one_runs_rows_in_the_labels_terms(chain: Path, spark: S
         assert row["probability"] == max(row["probabilities"]) and row["_file"] == "rows.csv" and row["_line"] > 0
 
 
-def test_an_override_runs_its_stage_and_what_follows(chain: Path, capsys: Capture) -> None:
-    receipts = run(chain, overrides=("train.epochs=1",))
-    assert ran(capsys.readouterr().out)[:2] == ["train", "evaluate"]
-    assert len(receipts["train"].result["epochs"]) == 1
-
-
 def due(chain: Path, *overrides: str) -> dict[str, list[str]]:
     """For each stage, what changed since its receipt."""
     config = load_config(chain, overrides)
