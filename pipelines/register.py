@@ -46,7 +46,7 @@ def build(given: Given) -> Made:
         alias=ALIAS,
         evaluation=evaluation.digest,
         tags=_tags(given, verdict),
-        note=f"```\n{leaderboard_table(evaluation.result)}\n```",
+        note=f"{ref.name}, passed by the gate\n```\n{leaderboard_table(evaluation.result)}\n```",
     )
     return _made(given, version, ref, f"{ref.name} is now version {version}, the champion")
 
