@@ -59,7 +59,8 @@ class InputLayer(nn.Module):
 def scaled(column: Column, pixels: Tensor) -> Tensor:
     """uint8 pixels as float32 in the column's scale."""
     low, high = column.scale
-    return pixels.to(torch.float32) * ((high - low) / 255.0) + low
+    x = pixels.to(torch.float32).mul_((high - low) / 255.0)
+    return x.add_(low) if low else x
 
 
 def stack(widths: Sequence[int], dropout: float) -> nn.Sequential:

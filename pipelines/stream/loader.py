@@ -89,7 +89,7 @@ class LaneLoader:
         self._shards = shards_of(snapshot)
         if tuple(shard.rows for shard in self._shards) != plan.shard_rows:
             raise ValueError("wanted a plan over the Snapshot's shards")
-        self._plan, self._columns, self._lanes = plan, list(columns), list(lanes)
+        self.plan, self._columns, self._lanes = plan, list(columns), list(lanes)
         self._first, self._pin = start_step, pin
         self._row_bytes = sum(column.bytes_per_row for column in columns)
         lane_bytes = max(1, plan.lane_batch * len(self._lanes) * self._row_bytes)
@@ -97,7 +97,7 @@ class LaneLoader:
         self._budget = prefetch_mb * 1_000_000
         ahead = max(1, self._budget // 2 // (self._block_steps * lane_bytes))
         self._blocks: queue.Queue[list[Batch] | Exception | None] = queue.Queue(maxsize=min(ahead, 16))
-        self._stop = threading.Event()
+        self._stop, self._made = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._produce, name="lanes", daemon=True)
         self._thread.start()
 
@@ -106,6 +106,11 @@ class LaneLoader:
             if isinstance(block, Exception):
                 raise block
             yield from block
+
+    @property
+    def all_made(self) -> bool:
+        """Whether every batch is made and no file is read any more, so that another loader may begin."""
+        return self._made.is_set()
 
     def close(self) -> None:
         """Stop the threads; safe to call at any time."""
@@ -128,6 +133,7 @@ class LaneLoader:
         with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read") as pool:
             try:
                 self._produce_blocks(_Windows(self, pool))
+                self._made.set()
                 self._put(_END)
             except Exception as error:
                 self._put(error)
@@ -135,10 +141,10 @@ class LaneLoader:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _produce_blocks(self, windows: "_Windows") -> None:
-        for first in range(self._first, self._plan.steps, self._block_steps):
+        for first in range(self._first, self.plan.steps, self._block_steps):
             if self._stop.is_set():
                 return
-            last = min(first + self._block_steps, self._plan.steps)
+            last = min(first + self._block_steps, self.plan.steps)
             block = self._gather(windows, first, last)
             windows.drop_before(last)
             self._put(block)
@@ -165,7 +171,7 @@ class LaneLoader:
 
     def _sources(self, first: int, last: int) -> tuple[dict[int, tuple[Indices, Indices]], Indices]:
         """For each window, which of its permuted rows the steps take and where they go; and each step's offset."""
-        plan, b = self._plan, self._plan.lane_batch
+        plan, b = self.plan, self.plan.lane_batch
         ranges = [[plan.batch_range(lane, step) for lane in self._lanes] for step in range(first, last)]
         sizes = np.array([[end - start for start, end in row] for row in ranges], dtype=np.int64)
         before = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)  # in the order step, lane
@@ -186,7 +192,7 @@ class LaneLoader:
         part = {name: tensor[start:end] for name, tensor in tensors.items()}
         if not rows:
             part = {c.name: torch.zeros((1, *c.shape), dtype=getattr(torch, c.dtype)) for c in self._columns}
-        return Batch(step=step, tensors=part, rows=rows, global_rows=self._plan.batch_rows(step))
+        return Batch(step=step, tensors=part, rows=rows, global_rows=self.plan.batch_rows(step))
 
 
 class _Windows:
@@ -194,7 +200,7 @@ class _Windows:
 
     def __init__(self, loader: LaneLoader, pool: ThreadPoolExecutor) -> None:
         self._loader, self._pool = loader, pool
-        self._needed = _needed_steps(loader._plan, loader._lanes, loader._first)
+        self._needed = _needed_steps(loader.plan, loader._lanes, loader._first)
         self._order = sorted(self._needed, key=lambda window: (self._needed[window][0], window))
         self._reading: dict[int, Future[tuple[Arrays, Indices]]] = {}
         self._read_ahead()
@@ -232,13 +238,13 @@ class _Windows:
         return sum(self._size(window) for window in self._reading)
 
     def _size(self, window: int) -> int:
-        starts = self._loader._plan.window_starts
+        starts = self._loader.plan.window_starts
         return int(starts[window + 1] - starts[window]) * self._loader._row_bytes
 
     def _read(self, window: int) -> tuple[Arrays, Indices]:
         loader = self._loader
-        shards = [loader._shards[shard] for shard in loader._plan.window_shards(window)]
-        return read_shards(shards, loader._columns), loader._plan.window_rows(window)
+        shards = [loader._shards[shard] for shard in loader.plan.window_shards(window)]
+        return read_shards(shards, loader._columns), loader.plan.window_rows(window)
 
 
 def _needed_steps(plan: EpochPlan, lanes: Sequence[int], start_step: int) -> dict[int, tuple[int, int]]:

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,56 +15,17 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pipelines.config.learning import Train
 from pipelines.errors import ConfigError, TrainingError
-from pipelines.lake import UINT64, Contract, LabelSpec, Snapshot
-from pipelines.models.build import build_network, row_losses, row_scores
+from pipelines.lake import Contract, Snapshot
+from pipelines.models.build import build_network, row_losses
 from pipelines.stream.loader import Batch, LaneLoader, shards_of
 from pipelines.stream.plan import EpochPlan, assign_lanes
 from pipelines.train import checkpoint
 from pipelines.train.checkpoint import Position, State
 from pipelines.train.job import EpochResult, TrainJob
 from pipelines.train.strategies.data_parallel import step_loss, wrap
+from pipelines.train.tally import Tally
 
 PROGRESS_EVERY_S = 0.5
-
-
-@dataclass
-class Tally:
-    """What a rank adds up over an epoch, in tensors on its device, so that no step waits for a number.
-
-    Attributes:
-        row_ids: Sum of the row ids, which wraps as int64 does, so modulo 2^64.
-    """
-
-    spec: LabelSpec
-    rows: Tensor
-    row_ids: Tensor
-    loss: Tensor
-    score: Tensor
-
-    @classmethod
-    def zero(cls, spec: LabelSpec, device: torch.device) -> "Tally":
-        """Nothing added yet."""
-        whole = torch.zeros((), dtype=torch.int64, device=device)
-        real = torch.zeros((), dtype=torch.float64, device=device)
-        return cls(spec=spec, rows=whole.clone(), row_ids=whole.clone(), loss=real.clone(), score=real.clone())
-
-    def add(self, tensors: dict[str, Tensor], outputs: Tensor, losses: Tensor) -> None:
-        """Count the rows of one batch, each by its row id."""
-        self.rows += tensors["row_id"].numel()
-        self.row_ids += tensors["row_id"].sum()
-        self.loss += losses.detach().sum()
-        self.score += row_scores(outputs.detach(), tensors["label"], self.spec).sum()
-
-    def reduced(self) -> tuple[int, int, float, dict[str, float]]:
-        """Over all ranks: rows, row id sum modulo 2^64, mean loss, metrics."""
-        whole, real = torch.stack([self.rows, self.row_ids]), torch.stack([self.loss, self.score])
-        dist.all_reduce(whole)
-        dist.all_reduce(real)
-        rows, row_ids = (int(x) for x in whole)
-        mean = real / max(rows, 1)
-        score = float(mean[1])
-        metrics = {"rmse": score**0.5} if self.spec.kind == "real" else {"accuracy": score}
-        return rows, row_ids % UINT64, float(mean[0]), metrics
 
 
 class Trainer:
@@ -96,6 +57,7 @@ class Trainer:
         )
         self.epochs: list[EpochResult] = []
         self.best_epoch = 0
+        self._upcoming: LaneLoader | None = None
 
     def resume(self) -> int:
         """Go on from the job's last checkpoint, if there is one. Returns the number of epochs done."""
@@ -111,14 +73,18 @@ class Trainer:
         Raises:
             TrainingError: An epoch's receipt does not agree with the Snapshot.
         """
-        while len(self.epochs) < self.train.epochs and not self._should_stop():
-            result = self._epoch(len(self.epochs))
-            self.epochs.append(result)
-            self.best_epoch = self._best()
-            if self.rank == 0:
-                self._save()
-                on_epoch(result)
-            dist.barrier()
+        try:
+            while len(self.epochs) < self.train.epochs and not self._should_stop():
+                result = self._epoch(len(self.epochs))
+                self.epochs.append(result)
+                self.best_epoch = self._best()
+                if self.rank == 0:
+                    self._save()
+                    on_epoch(result)
+                dist.barrier()
+        finally:
+            if self._upcoming is not None:
+                self._upcoming.close()
         if self.best_epoch != len(self.epochs) - 1:
             checkpoint.load_weights(self.job.folder / f"epoch-{self.best_epoch:04d}", self.network)
 
@@ -127,9 +93,9 @@ class Trainer:
         torch.manual_seed((self.job.seed * 1_000_003 + epoch) * 1_009 + self.rank)
         started, waited = time.perf_counter(), 0.0
         tally = Tally.zero(self.contract.label, self.device)
-        plan = self._plan(self.job.snapshot, epoch)
-        loader = self._loader(self.job.snapshot, plan)
-        progress = _ProgressFile(self.job.progress_path, epoch, plan.steps) if self.rank == 0 else None
+        loader = self._upcoming or self._epoch_loader(epoch)
+        self._upcoming = None
+        progress = _ProgressFile(self.job.progress_path, epoch, loader.plan.steps) if self.rank == 0 else None
         self.parallel.train()
         try:
             batches = iter(loader)
@@ -140,6 +106,8 @@ class Trainer:
                 if batch is None:
                     break
                 self._step(batch, tally)
+                if self._upcoming is None and loader.all_made and epoch + 1 < self.train.epochs:
+                    self._upcoming = self._epoch_loader(epoch + 1)  # reads while this epoch's last batches train
                 if progress:
                     progress.show(batch.step, tally)
         finally:
@@ -180,8 +148,8 @@ class Trainer:
 
     def _forward(self, network: nn.Module, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Outputs of shape (B, K) and the loss of each row, shape (B,)."""
-        on_cuda = self.device.type == "cuda"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.train.amp and on_cuda):
+        amp = self.train.amp and self.device.type == "cuda"
+        with torch.autocast("cuda", dtype=torch.bfloat16) if amp else nullcontext():
             outputs = network(*[tensors[column.name] for column in self.contract.inputs])
         outputs = outputs.float() if outputs.dtype == torch.bfloat16 else outputs
         return outputs, row_losses(outputs, tensors["label"], self.contract.label)
@@ -216,6 +184,9 @@ class Trainer:
         if rows != snapshot.rows:
             raise TrainingError(f"validation: wanted {snapshot.rows:,} rows of {snapshot.table}, seen {rows:,}")
         return {"validation_loss": loss} | {f"validation_{name}": value for name, value in metrics.items()}
+
+    def _epoch_loader(self, epoch: int) -> LaneLoader:
+        return self._loader(self.job.snapshot, self._plan(self.job.snapshot, epoch))
 
     def _plan(self, snapshot: Snapshot, epoch: int, *, shuffle: bool = True) -> EpochPlan:
         return EpochPlan(
@@ -318,8 +289,7 @@ class _ProgressFile:
         if now - self._last < PROGRESS_EVERY_S:
             return
         self._last = now
-        loss = float(tally.loss) / max(int(tally.rows), 1)
-        value = {"epoch": self._epoch, "step": step + 1, "steps": self._steps, "loss": loss}
+        value = {"epoch": self._epoch, "step": step + 1, "steps": self._steps, "loss": tally.mean_loss()}
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text(json.dumps(value), encoding="utf-8")
         temporary.replace(self._path)
