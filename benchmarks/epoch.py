@@ -2,8 +2,8 @@
 
     python -m benchmarks.epoch
 
-Both take the same batches in the same order and the same threads, an epoch in turn. The bare loop has its pixels as
-float32 already and keeps no metrics and no receipt.
+Both take the same batches in the same order, an epoch in turn. The bare loop has all cores, its pixels as float32
+already, and keeps no metrics and no receipt.
 """
 
 import os
@@ -39,8 +39,8 @@ def main() -> int:
     from pipelines.stream.plan import EpochPlan
     from pipelines.train.job import EpochResult, TrainJob
     from pipelines.train.loop import Trainer
+    from pipelines.train.worker import default_threads
 
-    torch.set_num_threads(os.cpu_count() or 1)
     result = receipts["features"].result
     snapshot = Snapshot.model_validate(result["snapshots"]["train"])
     assert config.model is not None and snapshot.contract is not None
@@ -60,13 +60,16 @@ def main() -> int:
     bare_optimizer = torch.optim.SGD(bare_network.parameters(), lr=train.lr)
 
     def bare_epoch(data: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
+        torch.set_num_threads(os.cpu_count() or 1)
         started = time.perf_counter()
         for x_BD, y_B in data:
             loss = nn.functional.cross_entropy(bare_network(x_BD), y_B)
             bare_optimizer.zero_grad(set_to_none=True)
             loss.backward()
             bare_optimizer.step()
-        return time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        torch.set_num_threads(default_threads(1))
+        return seconds
 
     folder = FOLDER / "lakes" / "epoch" / "job"
     for path in folder.glob("epoch-*/*"):
@@ -94,6 +97,7 @@ def main() -> int:
         waited.append(seen.data_wait_share)
         bare.append(bare_epoch(batches(seen.epoch)))
 
+    torch.set_num_threads(default_threads(1))
     Trainer(job, torch.device("cpu")).run(on_epoch)
     ours, bare, waited = ours[1:], bare[1:], waited[1:]  # the first of each warms up
     ratio = statistics.median(ours) / statistics.median(bare)

@@ -142,7 +142,8 @@ class Train(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: CUDA where every rank has one.")
     amp: bool = Field(default=True, description="bf16 autocast on CUDA devices.")
     threads: Positive | None = Field(
-        default=None, description="torch threads a rank. Default: the cores divided by the ranks of a machine."
+        default=None,
+        description="torch threads a rank. Default: its share of the machine's cores, less one that reads.",
     )
     prefetch_mb: Positive = Field(default=64, description="Memory a rank may hold in batches made ahead, in MB.")
     timeout_s: Positive = Field(default=300, description="A collective that waits longer fails, in seconds.")

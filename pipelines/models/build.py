@@ -37,16 +37,16 @@ def build_network(model: Model, contract: Contract) -> nn.Module:
     return network
 
 
-def row_losses(outputs: Tensor, label: Tensor, spec: LabelSpec) -> Tensor:
-    """The loss of each row, shape (B,): cross entropy, binary cross entropy, or the squared error.
+def summed_loss(outputs: Tensor, label: Tensor, spec: LabelSpec) -> Tensor:
+    """The sum of the rows' losses, shape (): cross entropy, binary cross entropy, or the squared error.
 
     A real label is taken in units of its training standard deviation.
     """
     if spec.kind == "multiclass":
-        return F.cross_entropy(outputs, label, reduction="none")
+        return F.cross_entropy(outputs, label, reduction="sum")
     if spec.kind == "binary":
-        return F.binary_cross_entropy_with_logits(outputs[:, 0], label.to(outputs.dtype), reduction="none")
-    return (outputs[:, 0] - ((label - spec.mean) / spec.std).to(outputs.dtype)) ** 2
+        return F.binary_cross_entropy_with_logits(outputs[:, 0], label.to(outputs.dtype), reduction="sum")
+    return F.mse_loss(outputs[:, 0], ((label - spec.mean) / spec.std).to(outputs.dtype), reduction="sum")
 
 
 def row_scores(outputs: Tensor, label: Tensor, spec: LabelSpec) -> Tensor:

@@ -59,8 +59,7 @@ class InputLayer(nn.Module):
 def scaled(column: Column, pixels: Tensor) -> Tensor:
     """uint8 pixels as float32 in the column's scale."""
     low, high = column.scale
-    x = pixels.to(torch.float32).mul_((high - low) / 255.0)
-    return x.add_(low) if low else x
+    return torch.add(torch.tensor(low, device=pixels.device), pixels, alpha=(high - low) / 255.0)
 
 
 def stack(widths: Sequence[int], dropout: float) -> nn.Sequential:

@@ -95,9 +95,8 @@ def _flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:
 
 def _run_ranks(config: Config, job: TrainJob, job_path: Path) -> None:
     log = job.folder / "ranks.log"
-    threads = config.train.threads or max(1, (os.cpu_count() or 1) // config.train.ranks)
     # Without the last, a restarted rank can read a dead one's address from the shared store.
-    os.environ |= {"OMP_NUM_THREADS": str(threads), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    os.environ |= {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     try:
         if _by_spark(config):
             _run_torch_distributor(config, job_path, log)

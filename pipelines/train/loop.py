@@ -16,13 +16,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from pipelines.config.learning import Train
 from pipelines.errors import ConfigError, TrainingError
 from pipelines.lake import Contract, Snapshot
-from pipelines.models.build import build_network, row_losses
+from pipelines.models.build import build_network, summed_loss
 from pipelines.stream.loader import Batch, LaneLoader, shards_of
 from pipelines.stream.plan import EpochPlan, assign_lanes
 from pipelines.train import checkpoint
 from pipelines.train.checkpoint import Position, State
 from pipelines.train.job import EpochResult, TrainJob
-from pipelines.train.strategies.data_parallel import step_loss, wrap
+from pipelines.train.strategies.data_parallel import row_weight, wrap
 from pipelines.train.tally import Tally
 
 PROGRESS_EVERY_S = 0.5
@@ -132,27 +132,27 @@ class Trainer:
         tensors = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.tensors.items()}
         if not batch.rows:
             self.network.eval()  # batch statistics of the row of zeros must not be kept
-        outputs, losses = self._forward(self.parallel, tensors)
+        outputs, loss = self._forward(self.parallel, tensors)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = step_loss(losses, rows=batch.rows, global_rows=batch.global_rows)
-        loss.backward()  # type: ignore[no-untyped-call]
+        weighted = loss * row_weight(rows=batch.rows, global_rows=batch.global_rows)
+        weighted.backward()  # type: ignore[no-untyped-call]
         if self.train.clip_grad_norm:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.train.clip_grad_norm)
         self.optimizer.step()
         if self.schedule is not None:
             self.schedule.step()
         if batch.rows:
-            tally.add(tensors, outputs, losses)
+            tally.add(tensors, outputs, loss)
         else:
             self.network.train()
 
     def _forward(self, network: nn.Module, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Outputs of shape (B, K) and the loss of each row, shape (B,)."""
+        """Outputs of shape (B, K) and the sum of the rows' losses, shape ()."""
         amp = self.train.amp and self.device.type == "cuda"
         with torch.autocast("cuda", dtype=torch.bfloat16) if amp else nullcontext():
             outputs = network(*[tensors[column.name] for column in self.contract.inputs])
         outputs = outputs.float() if outputs.dtype == torch.bfloat16 else outputs
-        return outputs, row_losses(outputs, tensors["label"], self.contract.label)
+        return outputs, summed_loss(outputs, tensors["label"], self.contract.label)
 
     def _check_receipt(self, epoch: int, rows: int, row_ids: int) -> None:
         wanted = self.job.snapshot
@@ -176,8 +176,7 @@ class Trainer:
                 if not batch.rows:
                     continue
                 tensors = {name: tensor.to(self.device) for name, tensor in batch.tensors.items()}
-                outputs, losses = self._forward(self.network, tensors)
-                tally.add(tensors, outputs, losses)
+                tally.add(tensors, *self._forward(self.network, tensors))
         finally:
             loader.close()
         rows, _, loss, metrics = tally.reduced()

@@ -35,9 +35,9 @@ class Tally:
         real = torch.zeros((), dtype=torch.float64, device=device)
         return cls(spec=spec, rows=whole.clone(), row_ids=whole.clone(), loss=real.clone(), score=real.clone())
 
-    def add(self, tensors: dict[str, Tensor], outputs: Tensor, losses: Tensor) -> None:
-        """Count the rows of one batch, each by its row id."""
-        self.waiting.append((tensors["row_id"], tensors["label"], outputs.detach(), losses.detach()))
+    def add(self, tensors: dict[str, Tensor], outputs: Tensor, loss: Tensor) -> None:
+        """Count the rows of one batch, each by its row id; `loss` is the sum of theirs."""
+        self.waiting.append((tensors["row_id"], tensors["label"], outputs.detach(), loss.detach().reshape(1)))
         self.waiting_elements += outputs.numel()
         if self.waiting_elements >= TALLY_ELEMENTS:
             self._add_up()

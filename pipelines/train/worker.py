@@ -59,7 +59,7 @@ def die_with_parent() -> None:
 def _work(job: TrainJob, rank: int) -> None:
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     device = _device(job, local_world)
-    torch.set_num_threads(job.train.threads or max(1, (os.cpu_count() or 1) // local_world))
+    torch.set_num_threads(job.train.threads or default_threads(local_world))
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=job.train.timeout_s))
     trainer = Trainer(job, device)
     resumed = trainer.resume()
@@ -85,6 +85,11 @@ def _work(job: TrainJob, rank: int) -> None:
             resumed_from=resumed,
         )
         write_json(job.result_path, result)
+
+
+def default_threads(local_world: int) -> int:
+    """torch's threads a rank: its share of the cores, less one that reads."""
+    return max(1, (os.cpu_count() or 1) // local_world - 1)
 
 
 def _device(job: TrainJob, local_world: int) -> torch.device:

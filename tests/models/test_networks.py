@@ -7,7 +7,7 @@ import torch
 from pipelines.config.learning import Model
 from pipelines.errors import ConfigError
 from pipelines.lake import Column, Contract, LabelSpec
-from pipelines.models.build import Served, build_network, row_losses, row_scores
+from pipelines.models.build import Served, build_network, row_scores, summed_loss
 from pipelines.models.inputs import InputLayer, scaled
 from pipelines.train.worker import example_inputs
 from tests.tables import DENSE, IDS, IMAGE, SPARSE, contract_of
@@ -52,12 +52,12 @@ def test_a_network_learns_and_exports(model: dict[str, object], inputs: tuple[Co
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
     losses = []
     for _ in range(60):
-        loss = row_losses(network(*tensors), target, label)
-        assert loss.shape == (32,)
+        loss = summed_loss(network(*tensors), target, label)
+        assert loss.shape == ()
         optimizer.zero_grad()
-        loss.mean().backward()
+        (loss / 32).backward()
         optimizer.step()
-        losses.append(float(loss.mean().detach()))
+        losses.append(float(loss.detach()))
     assert losses[-1] < 0.8 * losses[0]
     served = Served(network, contract).eval()
     outputs = served(*tensors)

@@ -2,7 +2,7 @@
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -13,10 +13,9 @@ def wrap(network: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
 
 
-def step_loss(row_losses: Tensor, *, rows: int, global_rows: int) -> Tensor:
-    """What a rank calls backward on, so that the averaged gradient is that of the global batch's mean loss.
+def row_weight(*, rows: int, global_rows: int) -> float:
+    """The weight of a row's loss on this rank, so that the averaged gradient is that of the global batch's mean loss.
 
     DistributedDataParallel divides by the world size, whatever rows a rank has; a rank without rows gives 0.
     """
-    weight = dist.get_world_size() / global_rows if rows else 0.0
-    return row_losses.sum() * weight
+    return dist.get_world_size() / global_rows if rows else 0.0
