@@ -362,8 +362,10 @@ def log_torch(
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema, TensorSpec
 
+    # MLflow's pyfunc gives a network one unnamed tensor, or nothing that it takes.
     inputs: list[ColSpec | TensorSpec] = [
-        TensorSpec(array.dtype, (-1, *array.shape[1:]), key) for key, array in examples.items()
+        TensorSpec(array.dtype, (-1, *array.shape[1:]), key if len(examples) > 1 else None)
+        for key, array in examples.items()
     ]
     signature = ModelSignature(inputs=Schema(inputs), outputs=Schema([TensorSpec(np.dtype("float32"), (-1, -1))]))
     mlflow_root = _mlflow()
