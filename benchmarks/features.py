@@ -20,7 +20,7 @@ from benchmarks.report import Figure, at_most, report, use_lake
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
 
-ROWS, ROUNDS = 1_000_000, 3
+ROWS, ROUNDS = 1_000_000, 2
 BOUND = 1.3
 MIN_COUNT = 10
 SHARD_MB = 16
