@@ -52,7 +52,11 @@ def to_padded(values: pa.Array | pa.ChunkedArray, column: Column, *, where: str)
 
 
 def _one_chunk(values: pa.Array | pa.ChunkedArray) -> pa.Array:
-    array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    if not isinstance(values, pa.ChunkedArray):
+        return values
+    if values.num_chunks == 1:
+        return values.chunk(0)  # combine_chunks would copy it
+    array = values.combine_chunks()
     return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
 
 

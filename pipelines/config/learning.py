@@ -145,7 +145,10 @@ class Train(Section):
         default=None,
         description="torch threads a rank. Default: its share of the machine's cores, less one that reads.",
     )
-    prefetch_mb: Positive = Field(default=64, description="Memory a rank may hold in batches made ahead, in MB.")
+    prefetch_mb: Positive = Field(
+        default=64,
+        description="Memory a rank may hold in rows read ahead, in MB; up to twice that where one epoch meets the next.",
+    )
     timeout_s: Positive = Field(default=300, description="A collective that waits longer fails, in seconds.")
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ from pipelines.config.base import nearest
 from pipelines.config.learning import Model
 from pipelines.errors import ConfigError
 from pipelines.lake import Contract, LabelSpec
+from pipelines.models.inputs import scaled
 from pipelines.models.names import network_path
 
 
@@ -66,7 +67,7 @@ class Served(nn.Module):
 
     def __init__(self, network: nn.Module, contract: Contract) -> None:
         super().__init__()
-        self.network, self.spec = network, contract.label
+        self.network, self.spec, self.columns = network, contract.label, contract.inputs
 
         def forward(*inputs: Tensor) -> Tensor:
             return self._serve(*inputs)
@@ -77,7 +78,7 @@ class Served(nn.Module):
         self.forward = forward
 
     def _serve(self, *inputs: Tensor) -> Tensor:
-        outputs = self.network(*inputs)
+        outputs = self.network(*map(scaled, self.columns, inputs))
         if self.spec.kind == "multiclass":
             return torch.softmax(outputs, dim=1)
         if self.spec.kind == "binary":

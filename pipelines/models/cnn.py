@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from pipelines.errors import ConfigError
 from pipelines.lake import Contract
-from pipelines.models.inputs import scaled
 
 
 class CNN(nn.Module):
@@ -36,13 +35,13 @@ class CNN(nn.Module):
         super().__init__()
         if [column.kind for column in contract.inputs] != ["image"]:
             raise ConfigError(f"model: cnn takes one image input, seen {[c.kind for c in contract.inputs]}")
-        self.image = contract.inputs[0]
-        height, width = self.image.shape[:2]
+        image = contract.inputs[0]
+        height, width = image.shape[:2]
         if min(height, width) >> len(channels) < 1:
             raise ConfigError(
                 f"model: cnn: channels: an image of {height} x {width} cannot be halved {len(channels)} times"
             )
-        depth = self.image.shape[2] if len(self.image.shape) == 3 else 1
+        depth = image.shape[2] if len(image.shape) == 3 else 1
         layers: list[nn.Module] = []
         for before, after in zip([depth, *channels[:-1]], channels, strict=True):
             layers += [nn.Conv2d(before, after, kernel_size=3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
@@ -53,8 +52,7 @@ class CNN(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Logits of shape (B, K)."""
-        (pixels,) = inputs
-        x = scaled(self.image, pixels)
+        (x,) = inputs
         x_BZXY = x.unsqueeze(1) if x.dim() == 3 else torch.movedim(x, -1, 1)
         x_BH = self.hidden(self.convolutions(x_BZXY).flatten(1))
         logits_BK: Tensor = self.head(x_BH)

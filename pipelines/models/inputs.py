@@ -1,4 +1,4 @@
-"""The contract's inputs as one matrix of features: images scaled and flattened, ids embedded."""
+"""The contract's inputs as a network takes them, and as one matrix of features: images flattened, ids embedded."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -12,7 +12,7 @@ from pipelines.lake import Column, Contract
 class InputLayer(nn.Module):
     """Turns the contract's input tensors into `x_BF`.
 
-    A dense input passes, an image is scaled and flattened, each column of ids takes an embedding of its own, and a
+    A dense input passes, an image is flattened, each column of ids takes an embedding of its own, and a
     sparse input becomes the weighted sum of its ids' embeddings.
 
     Args:
@@ -50,16 +50,18 @@ class InputLayer(nn.Module):
                 x_BCE = self.tables[column.name](tensor)
                 parts.append((x_BCE * weights_BC.unsqueeze(-1)).sum(1))
             elif column.kind == "image":
-                parts.append(scaled(column, tensor).flatten(1))
+                parts.append(tensor.flatten(1))
             elif column.kind == "dense":
                 parts.append(tensor)
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def scaled(column: Column, pixels: Tensor) -> Tensor:
-    """uint8 pixels as float32 in the column's scale."""
+def scaled(column: Column, tensor: Tensor) -> Tensor:
+    """An image's uint8 pixels as float32 in the column's scale; any other tensor, and an image that is scaled, as is."""
+    if column.kind != "image" or tensor.dtype != torch.uint8:
+        return tensor
     low, high = column.scale
-    return torch.add(torch.tensor(low, device=pixels.device), pixels, alpha=(high - low) / 255.0)
+    return torch.rsub(tensor, low, alpha=(low - high) / 255.0)  # low + pixels * (high - low) / 255, in one pass
 
 
 def stack(widths: Sequence[int], dropout: float) -> nn.Sequential:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from pipelines.stream.plan import EpochPlan, Indices, pieces
 from pipelines.stream.reader import Arrays, Shard, read_shards
 
 READ_THREADS = 2
-BLOCK_BYTES = 2 << 20  # batches are gathered some at a time, so that the cost of numpy calls spreads over them
+BLOCK_BYTES = 4 << 20  # batches are gathered some at a time, so that the cost of numpy calls spreads over them
 _END = None
 
 
@@ -96,8 +97,8 @@ class LaneLoader:
         self._block_steps = max(1, BLOCK_BYTES // lane_bytes)
         self._budget = prefetch_mb * 1_000_000
         ahead = max(1, self._budget // 2 // (self._block_steps * lane_bytes))
-        self._blocks: queue.Queue[list[Batch] | Exception | None] = queue.Queue(maxsize=min(ahead, 16))
-        self._stop, self._made = threading.Event(), threading.Event()
+        self._blocks: queue.Queue[_Block | Exception | None] = queue.Queue(maxsize=min(ahead, 16))
+        self._stop, self._all_read = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._produce, name="lanes", daemon=True)
         self._thread.start()
 
@@ -105,12 +106,12 @@ class LaneLoader:
         while (block := self._blocks.get()) is not _END:
             if isinstance(block, Exception):
                 raise block
-            yield from block
+            yield from block.batches(self.plan)
 
     @property
-    def all_made(self) -> bool:
-        """Whether every batch is made and no file is read any more, so that another loader may begin."""
-        return self._made.is_set()
+    def all_read(self) -> bool:
+        """Whether every file is read, so that another loader may begin."""
+        return self._all_read.is_set()
 
     def close(self) -> None:
         """Stop the threads; safe to call at any time."""
@@ -122,7 +123,7 @@ class LaneLoader:
                 continue
         self._thread.join()
 
-    def _put(self, item: list[Batch] | Exception | None) -> None:
+    def _put(self, item: "_Block | Exception | None") -> None:
         while not self._stop.is_set():
             try:
                 return self._blocks.put(item, timeout=0.1)
@@ -133,7 +134,6 @@ class LaneLoader:
         with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read") as pool:
             try:
                 self._produce_blocks(_Windows(self, pool))
-                self._made.set()
                 self._put(_END)
             except Exception as error:
                 self._put(error)
@@ -149,50 +149,50 @@ class LaneLoader:
             windows.drop_before(last)
             self._put(block)
 
-    def _gather(self, windows: "_Windows", first: int, last: int) -> list[Batch]:
+    def _gather(self, windows: "_Windows", first: int, last: int) -> "_Block":
         """The batches of steps [first, last), in the order step, lane, row."""
-        sources, offsets = self._sources(first, last)
-        total = int(offsets[-1])
-        if len(sources) == 1:  # all rows from one window: gather them in their final order
-            ((window, (rows, places)),) = sources.items()
-            order = np.empty(total, dtype=np.int64)
-            order[places] = windows.rows(window)[rows]
-            arrays = {k: v.take(order, axis=0, mode="clip") for k, v in windows.arrays(window).items()}
+        positions, sizes = self._positions(first, last)
+        starts = self.plan.window_starts
+        window_of = np.searchsorted(starts, positions, side="right") - 1
+        needed = np.unique(window_of).tolist()
+        if len(needed) == 1:  # all rows from one window: gather them in their final order
+            order = windows.rows(needed[0])[positions - starts[needed[0]]]
+            arrays = {k: v.take(order, axis=0, mode="clip") for k, v in windows.arrays(needed[0]).items()}
         else:
-            arrays = {c.name: np.empty((total, *c.shape), dtype=c.dtype) for c in self._columns}
-            for window, (rows, places) in sources.items():
-                chosen = windows.rows(window)[rows]
+            arrays = {c.name: np.empty((len(positions), *c.shape), dtype=c.dtype) for c in self._columns}
+            for window in needed:
+                places = np.flatnonzero(window_of == window)
+                chosen = windows.rows(window)[positions[places] - starts[window]]
                 for name, values in windows.arrays(window).items():
-                    arrays[name][places] = values[chosen]
+                    arrays[name][places] = values.take(chosen, axis=0, mode="clip")
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if self._pin:
             tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
-        return [self._batch(tensors, first + i, offsets[i], offsets[i + 1]) for i in range(last - first)]
+        parts = {name: torch.split(tensor, sizes) for name, tensor in tensors.items()}
+        return _Block(first, sizes, parts)
 
-    def _sources(self, first: int, last: int) -> tuple[dict[int, tuple[Indices, Indices]], Indices]:
-        """For each window, which of its permuted rows the steps take and where they go; and each step's offset."""
-        plan, b = self.plan, self.plan.lane_batch
-        ranges = [[plan.batch_range(lane, step) for lane in self._lanes] for step in range(first, last)]
-        sizes = np.array([[end - start for start, end in row] for row in ranges], dtype=np.int64)
-        before = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)  # in the order step, lane
-        places_of = before[:-1].reshape(sizes.shape)
-        found: dict[int, list[tuple[Indices, Indices]]] = {}
-        for j, _ in enumerate(self._lanes):
-            start, end = ranges[0][j][0], ranges[-1][j][1]
-            for piece in pieces(plan, start, end):
-                sequence = np.arange(piece.start, piece.end) + plan.window_starts[piece.window] - start
-                places = places_of[sequence // b, j] + sequence % b
-                found.setdefault(piece.window, []).append((np.arange(piece.start, piece.end), places))
-        joined = {w: (np.concatenate([r for r, _ in p]), np.concatenate([q for _, q in p])) for w, p in found.items()}
-        offsets: Indices = before[:: len(self._lanes)] if self._lanes else np.zeros(last - first + 1, dtype=np.int64)
-        return joined, offsets
+    def _positions(self, first: int, last: int) -> tuple[Indices, list[int]]:
+        """The rank's part of steps [first, last) as positions of the sequence, and how many each step takes."""
+        bounds = self.plan.batch_bounds(self._lanes, first, last)
+        sizes = np.diff(bounds, axis=0)  # of shape (steps, lanes)
+        ends = np.cumsum(sizes)
+        skipped = np.repeat(bounds[:-1].ravel() - (ends - sizes.ravel()), sizes.ravel())
+        return np.arange(len(skipped)) + skipped, sizes.sum(axis=1).tolist()
 
-    def _batch(self, tensors: dict[str, Tensor], step: int, start: int, end: int) -> Batch:
-        rows = int(end - start)
-        part = {name: tensor[start:end] for name, tensor in tensors.items()}
-        if not rows:
-            part = {c.name: torch.zeros((1, *c.shape), dtype=getattr(torch, c.dtype)) for c in self._columns}
-        return Batch(step=step, tensors=part, rows=rows, global_rows=self.plan.batch_rows(step))
+
+@dataclass(frozen=True)
+class _Block:
+    """The rank's batches of some steps, one behind the other."""
+
+    first: int
+    sizes: list[int]
+    parts: dict[str, tuple[Tensor, ...]]
+
+    def batches(self, plan: EpochPlan) -> Iterator[Batch]:
+        for step, rows, *tensors in zip(count(self.first), self.sizes, *self.parts.values(), strict=False):
+            if not rows:
+                tensors = [tensor.new_zeros((1, *tensor.shape[1:])) for tensor in tensors]
+            yield Batch(step, dict(zip(self.parts, tensors, strict=True)), rows, plan.batch_rows(step))
 
 
 class _Windows:
@@ -203,6 +203,9 @@ class _Windows:
         self._needed = _needed_steps(loader.plan, loader._lanes, loader._first)
         self._order = sorted(self._needed, key=lambda window: (self._needed[window][0], window))
         self._reading: dict[int, Future[tuple[Arrays, Indices]]] = {}
+        self._unread, self._lock = len(self._order), threading.Lock()
+        if not self._order:
+            loader._all_read.set()
         self._read_ahead()
 
     def arrays(self, window: int) -> Arrays:
@@ -244,7 +247,12 @@ class _Windows:
     def _read(self, window: int) -> tuple[Arrays, Indices]:
         loader = self._loader
         shards = [loader._shards[shard] for shard in loader.plan.window_shards(window)]
-        return read_shards(shards, loader._columns), loader.plan.window_rows(window)
+        arrays = read_shards(shards, loader._columns)
+        with self._lock:
+            self._unread -= 1
+            if not self._unread:
+                loader._all_read.set()
+        return arrays, loader.plan.window_rows(window)
 
 
 def _needed_steps(plan: EpochPlan, lanes: Sequence[int], start_step: int) -> dict[int, tuple[int, int]]:
@@ -252,7 +260,7 @@ def _needed_steps(plan: EpochPlan, lanes: Sequence[int], start_step: int) -> dic
     found: dict[int, tuple[int, int]] = {}
     for lane in lanes:
         lane_start, end = plan.lane_range(lane)
-        start = plan.batch_range(lane, start_step)[0]
+        start = int(plan.batch_bounds([lane], start_step, start_step)[0, 0])
         for piece in pieces(plan, start, end):
             offset = int(plan.window_starts[piece.window])
             first = (offset + piece.start - lane_start) // plan.lane_batch

@@ -101,15 +101,19 @@ class EpochPlan:
         """The part [start, end) of the sequence that a lane reads."""
         return lane * self.rows // self.lanes, (lane + 1) * self.rows // self.lanes
 
-    def batch_range(self, lane: int, step: int) -> tuple[int, int]:
-        """The part [start, end) of the sequence that a lane gives to global batch `step`; empty at the end."""
-        start, end = self.lane_range(lane)
-        return min(start + step * self.lane_batch, end), min(start + (step + 1) * self.lane_batch, end)
+    def batch_bounds(self, lanes: Sequence[int], first: int, last: int) -> Indices:
+        """Where global batches [first, last) begin in the lanes. Shape (last - first + 1, len(lanes)).
 
-    def batch_rows(self, step: int, lanes: Sequence[int] | None = None) -> int:
-        """Rows of global batch `step`, or of the given lanes' part of it."""
-        chosen = range(self.lanes) if lanes is None else lanes
-        return sum(end - start for start, end in (self.batch_range(lane, step) for lane in chosen))
+        Batch `first + i` takes positions [x[i, j], x[i + 1, j]) of the sequence from `lanes[j]`; none at its end.
+        """
+        starts, ends = np.array([self.lane_range(lane) for lane in lanes], dtype=np.int64).reshape(-1, 2).T
+        taken = np.arange(first, last + 1, dtype=np.int64)[:, None] * self.lane_batch
+        bounds: Indices = np.minimum(starts + taken, ends)
+        return bounds
+
+    def batch_rows(self, step: int) -> int:
+        """Rows of global batch `step`: B, and what is left in the last."""
+        return min(self.batch_size, self.rows - step * self.batch_size)
 
     def _generator(self, purpose: int, window: int) -> np.random.Generator:
         # A seed below 0 is as good as any: SeedSequence takes only natural numbers.

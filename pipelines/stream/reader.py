@@ -126,4 +126,8 @@ def _worker_class(columns: Sequence[Column]) -> type[ArrowReaderWorker]:
             table = super()._load_rows(pq_file, piece, shuffle_row_drop_range)
             return {name: to_array(table.column(name), column, where=piece.path) for name, column in wanted.items()}
 
+        def _read_with_shuffle_row_drop(self, piece: Any, pq_file: Any, names: set[str], _: Any) -> pa.Table:
+            # Petastorm's own opens the file again, and copies the table to put it in the order in which it is.
+            return pq_file.read_row_group(piece.row_group, columns=sorted(names), use_threads=False)
+
     return ContractWorker

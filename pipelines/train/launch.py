@@ -18,7 +18,7 @@ import matplotlib.figure
 
 from pipelines import session, tracking
 from pipelines.config import Config
-from pipelines.errors import ConfigError, HeadraceError, TrainingError
+from pipelines.errors import ConfigError, DataError, HeadraceError, TrainingError
 from pipelines.features.fitted import FittedFeatures
 from pipelines.lake import Snapshot, runs_path
 from pipelines.progress import Progress, say
@@ -34,9 +34,15 @@ def build(given: Given) -> Made:
     """Train the config's network on its ranks, from the last checkpoint of this very job if there is one.
 
     Raises:
+        DataError: The table has fewer rows than the run has lanes.
         TrainingError: A rank failed; the message is the first rank's that knew why.
     """
     job = _make_job(given)
+    if job.snapshot.rows < job.train.num_lanes:
+        raise DataError(
+            f"{job.snapshot.table} version {job.snapshot.version}: wanted a row for each of the {job.train.num_lanes} "
+            f"lanes, seen {job.snapshot.rows} rows; lower train.lanes (at least train.ranks, {job.train.ranks})"
+        )
     job.folder.mkdir(parents=True, exist_ok=True)
     for path in (job.result_path, job.epochs_path, job.progress_path, *job.folder.glob("error-rank-*.json")):
         path.unlink(missing_ok=True)

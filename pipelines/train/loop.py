@@ -17,6 +17,7 @@ from pipelines.config.learning import Train
 from pipelines.errors import ConfigError, TrainingError
 from pipelines.lake import Contract, Snapshot
 from pipelines.models.build import build_network, summed_loss
+from pipelines.models.inputs import scaled
 from pipelines.stream.loader import Batch, LaneLoader, shards_of
 from pipelines.stream.plan import EpochPlan, assign_lanes
 from pipelines.train import checkpoint
@@ -44,6 +45,7 @@ class Trainer:
         self.lanes = assign_lanes(self.train.num_lanes, self.world)[self.rank]
         torch.manual_seed(job.seed)
         self.network = build_network(job.model, self.contract).to(device)
+        self.parameters = list(self.network.parameters())
         self.parallel = wrap(self.network, device)
         self.optimizer = make_optimizer(self.train, self.network)
         steps = self._plan(job.snapshot, 0).steps
@@ -106,7 +108,7 @@ class Trainer:
                 if batch is None:
                     break
                 self._step(batch, tally)
-                if self._upcoming is None and loader.all_made and epoch + 1 < self.train.epochs:
+                if self._upcoming is None and loader.all_read and epoch + 1 < self.train.epochs:
                     self._upcoming = self._epoch_loader(epoch + 1)  # reads while this epoch's last batches train
                 if progress:
                     progress.show(batch.step, tally)
@@ -133,11 +135,12 @@ class Trainer:
         if not batch.rows:
             self.network.eval()  # batch statistics of the row of zeros must not be kept
         outputs, loss = self._forward(self.parallel, tensors)
-        self.optimizer.zero_grad(set_to_none=True)
-        weighted = loss * row_weight(rows=batch.rows, global_rows=batch.global_rows)
-        weighted.backward()  # type: ignore[no-untyped-call]
+        for parameter in self.parameters:
+            parameter.grad = None  # as Optimizer.zero_grad does, which takes as long as a small network's step
+        weight = row_weight(rows=batch.rows, global_rows=batch.global_rows, ranks=self.world)
+        loss.backward(torch.full_like(loss, weight))  # type: ignore[no-untyped-call]
         if self.train.clip_grad_norm:
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.train.clip_grad_norm)
+            nn.utils.clip_grad_norm_(self.parameters, self.train.clip_grad_norm)
         self.optimizer.step()
         if self.schedule is not None:
             self.schedule.step()
@@ -150,7 +153,7 @@ class Trainer:
         """Outputs of shape (B, K) and the sum of the rows' losses, shape ()."""
         amp = self.train.amp and self.device.type == "cuda"
         with torch.autocast("cuda", dtype=torch.bfloat16) if amp else nullcontext():
-            outputs = network(*[tensors[column.name] for column in self.contract.inputs])
+            outputs = network(*[scaled(column, tensors[column.name]) for column in self.contract.inputs])
         outputs = outputs.float() if outputs.dtype == torch.bfloat16 else outputs
         return outputs, summed_loss(outputs, tensors["label"], self.contract.label)
 

@@ -37,7 +37,7 @@ class Tally:
 
     def add(self, tensors: dict[str, Tensor], outputs: Tensor, loss: Tensor) -> None:
         """Count the rows of one batch, each by its row id; `loss` is the sum of theirs."""
-        self.waiting.append((tensors["row_id"], tensors["label"], outputs.detach(), loss.detach().reshape(1)))
+        self.waiting.append((tensors["row_id"], tensors["label"], outputs.detach(), loss.detach()))
         self.waiting_elements += outputs.numel()
         if self.waiting_elements >= TALLY_ELEMENTS:
             self._add_up()
@@ -45,11 +45,12 @@ class Tally:
     def _add_up(self) -> None:
         if not self.waiting:
             return
-        row_ids, labels, outputs, losses = (torch.cat(parts) for parts in zip(*self.waiting, strict=True))
+        *rows, losses = zip(*self.waiting, strict=True)
+        row_ids, labels, outputs = (torch.cat(parts) for parts in rows)
         self.waiting, self.waiting_elements = [], 0
         self.rows += row_ids.numel()
         self.row_ids += row_ids.sum()
-        self.loss += losses.sum(dtype=torch.float64)
+        self.loss += torch.stack(losses).sum(dtype=torch.float64)
         self.score += row_scores(outputs, labels, self.spec).sum(dtype=torch.float64)
 
     def mean_loss(self) -> float:

@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.distributed as dist
 
@@ -27,6 +28,8 @@ from pipelines.train.job import EpochResult, RankError, TrainJob, TrainResult
 from pipelines.train.loop import Trainer
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
+_KEPT_BYTES, _HEAP_ALLOCATION_BYTES = 256 << 20, 32 << 20
 
 
 def main(job_path: str) -> int:
@@ -56,9 +59,22 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def keep_freed_memory() -> None:
+    """Have glibc, for Arrow as well, keep what a batch frees for the next: giving pages back and faulting them in costs.
+
+    Up to 256 MiB stay with the process.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _HEAP_ALLOCATION_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        pa.set_memory_pool(pa.system_memory_pool())
+
+
 def _work(job: TrainJob, rank: int) -> None:
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     device = _device(job, local_world)
+    keep_freed_memory()
     torch.set_num_threads(job.train.threads or default_threads(local_world))
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=job.train.timeout_s))
     trainer = Trainer(job, device)

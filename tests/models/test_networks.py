@@ -31,6 +31,10 @@ def random_inputs(contract: Contract, rows: int) -> list[torch.Tensor]:
     return found
 
 
+def scaled_inputs(contract: Contract, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    return [scaled(column, tensor) for column, tensor in zip(contract.inputs, tensors, strict=True)]
+
+
 @pytest.mark.parametrize(
     ("model", "inputs"),
     [
@@ -52,7 +56,7 @@ def test_a_network_learns_and_exports(model: dict[str, object], inputs: tuple[Co
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
     losses = []
     for _ in range(60):
-        loss = summed_loss(network(*tensors), target, label)
+        loss = summed_loss(network(*scaled_inputs(contract, tensors)), target, label)
         assert loss.shape == ()
         optimizer.zero_grad()
         (loss / 32).backward()
@@ -66,7 +70,7 @@ def test_a_network_learns_and_exports(model: dict[str, object], inputs: tuple[Co
     else:
         assert outputs.shape == (32, len(label.classes))
         torch.testing.assert_close(outputs.sum(1).float(), torch.ones(32))
-    assert row_scores(network(*tensors), target, label).shape == (32,)
+    assert row_scores(network(*scaled_inputs(contract, tensors)), target, label).shape == (32,)
     examples = tuple(torch.from_numpy(array) for array in example_inputs(contract).values())
     dynamic = [{0: torch.export.Dim.AUTO} for _ in examples]
     exported = torch.export.export(served, examples, dynamic_shapes=dynamic).module()
@@ -89,7 +93,9 @@ def test_padding_of_sparse_inputs_adds_nothing() -> None:
 
 def test_images_are_scaled_in_torch() -> None:
     pixels = torch.tensor([[0, 255]], dtype=torch.uint8)
-    torch.testing.assert_close(scaled(IMAGE, pixels), torch.tensor([[-1.0, 1.0]]))
+    floats = scaled(IMAGE, pixels)
+    torch.testing.assert_close(floats, torch.tensor([[-1.0, 1.0]]))
+    assert scaled(IMAGE, floats) is floats and scaled(DENSE, pixels) is pixels
 
 
 def test_impossible_networks_are_refused() -> None:

@@ -35,8 +35,8 @@ def global_batch(plan: EpochPlan, step: int, ranks: int) -> list[int]:
     return [
         position
         for lanes in assign_lanes(plan.lanes, ranks)
-        for lane in lanes
-        for position in range(*plan.batch_range(lane, step))
+        for start, end in plan.batch_bounds(lanes, step, step + 1).T
+        for position in range(start, end)
     ]
 
 
@@ -64,6 +64,8 @@ def test_the_same_global_batches_at_every_world_size(plan: EpochPlan) -> None:
 def test_lanes_steps_and_full_batches(plan: EpochPlan) -> None:
     sizes = [end - start for start, end in map(plan.lane_range, range(plan.lanes))]
     assert max(sizes) - min(sizes) <= 1 and sum(sizes) == plan.rows
+    bounds = plan.batch_bounds(range(plan.lanes), 0, plan.steps)
+    assert list(map(tuple, bounds[[0, -1]].T)) == [plan.lane_range(lane) for lane in range(plan.lanes)]
     longest = -(-plan.rows // plan.lanes)
     assert plan.steps == -(-longest // plan.lane_batch)
     for step in range(plan.steps - 1):

@@ -12,7 +12,7 @@ import pytest
 
 from pipelines import tracking
 from pipelines.config import load_config
-from pipelines.errors import ConfigError, TrainingError
+from pipelines.errors import ConfigError, DataError, TrainingError
 from pipelines.features.fitted import FittedFeatures, FittedInput, FittedLabel
 from pipelines.lake import runs_path
 from pipelines.receipt import Receipt
@@ -98,6 +98,11 @@ def test_a_killed_rank_is_named_and_the_same_call_goes_on(
 def test_a_wrong_network_is_a_config_error(train: Callable[..., Made]) -> None:
     with pytest.raises(ConfigError, match=r"model\.network: wanted a class at tests\.networks:Missing"):
         train(network="tests.networks:Missing")
+
+
+def test_fewer_rows_than_lanes_are_refused(train: Callable[..., Made]) -> None:
+    with pytest.raises(DataError, match=r"a row for each of the 128 lanes, seen 120 rows; lower train\.lanes"):
+        train(batch_size=128, lanes=128)
 
 
 def test_no_rank_outlives_the_launcher(train: Callable[..., Made], lake: Path) -> None:
