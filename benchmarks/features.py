@@ -80,7 +80,7 @@ def by_hand(spark: "SparkSession", raw: Path, target: Path) -> None:
     rows = spark.read.format("delta").load(str(raw))
     if twice := rows.groupBy("id").count().where("count > 1").limit(1).collect():
         raise ValueError(f"two rows with one key: {twice}")
-    in_train = F.pmod(F.xxhash64(F.xxhash64("row_id"), F.lit("split:0")), F.lit(1 << 20)) < round(0.8 * (1 << 20))
+    in_train = F.pmod(F.xxhash64("row_id", F.lit("split:0")), F.lit(1 << 20)) < round(0.8 * (1 << 20))
     rows = rows.withColumn("train", in_train)
     logged = {name: F.log1p(F.coalesce(F.col(name), F.lit(0.0))) for name in NUMBERS}
     statistics_of = [

@@ -1,5 +1,6 @@
 """Apply a FittedFeatures on Spark: column expressions, and a broadcast join a vocabulary. No Python rows."""
 
+import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
@@ -78,9 +79,10 @@ def _id_name(name: str, column: str) -> str:
 
 
 def _join_ids(rows: DataFrame, name: str, column: FittedCategory) -> DataFrame:
-    ids = [(MISSING if value is None else value, place) for place, value in enumerate(column.values or (), start=1)]
     key, number_name = f"_key_{name}_{column.column}", _id_name(name, column.column)
-    table = rows.sparkSession.createDataFrame(ids, f"`{key}` string, `{number_name}` bigint")
+    values = [MISSING if value is None else value for value in column.values or ()]
+    ids = {key: pa.array(values, pa.string()), number_name: pa.array(range(1, len(values) + 1), pa.int64())}
+    table = rows.sparkSession.createDataFrame(pa.table(ids))
     keyed = rows.withColumn(key, F.coalesce(F.col(column.column).cast("string"), F.lit(MISSING)))
     return keyed.join(F.broadcast(table), on=key, how="left").drop(key)
 

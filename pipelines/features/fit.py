@@ -172,8 +172,9 @@ def _count_values(rows: DataFrame, features: Features) -> dict[int, list[tuple[s
         .where((F.col("num") >= min(limits, default=1)) | (F.col("place") == _LABEL))
     )
     found: dict[int, list[tuple[str | None, int]]] = {place: [] for place in range(_LABEL, len(columns))}
-    for row in counted.limit(MAX_VOCABULARY * (len(columns) + 1)).collect():
-        found[row["place"]].append((row["value"], row["num"]))
+    table = counted.select("place", "value", "num").limit(MAX_VOCABULARY * (len(columns) + 1)).toArrow()
+    for place, value, num in zip(*(column.to_pylist() for column in table.columns), strict=True):
+        found[place].append((value, num))
     for values in found.values():
         values.sort(key=lambda pair: (-pair[1], pair[0] or ""))
     return found
