@@ -11,29 +11,26 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.report import Figure, at_least, report, use_lake
+
+if TYPE_CHECKING:
+    from pipelines.tracking import ModelRef
 
 ROWS, WIDTH, ROUNDS = 1_000_000, 16, 5
 BOUND = 1.3
 
 
-def main() -> int:
-    """Returns the exit code."""
-    lake = use_lake("scoring")
-    import mlflow.pyfunc
+def log_network() -> "ModelRef":
+    """A small mlp with random weights, logged as training logs one."""
     import torch
-    from pyspark.sql import DataFrame
-    from pyspark.sql import functions as F
 
     from pipelines import tracking
-    from pipelines.config import load_config
     from pipelines.config.learning import Model
     from pipelines.features.fitted import Bundle, FittedFeatures, FittedInput, FittedLabel
     from pipelines.lake import LabelSpec
     from pipelines.models.build import Served, build_network
-    from pipelines.score import loaded, predict
-    from pipelines.session import get_session, stop_session
     from pipelines.tracking import ModelRef
     from pipelines.train.worker import example_inputs
 
@@ -49,8 +46,21 @@ def main() -> int:
     with tracking.start_run("scoring", "scoring", parent=None) as run:
         run_id = run.id
     uri, size = tracking.log_torch(network, "mlp", run_id, examples=example_inputs(contract), bundle=bundle)
-    ref = ModelRef(name="mlp", kind="torch", uri=uri, size_bytes=size, snapshot="", features="")
+    return ModelRef(name="mlp", kind="torch", uri=uri, size_bytes=size, snapshot="", features="")
 
+
+def main() -> int:
+    """Returns the exit code."""
+    lake = use_lake("scoring")
+    import mlflow.pyfunc
+    from pyspark.sql import DataFrame
+    from pyspark.sql import functions as F
+
+    from pipelines.config import load_config
+    from pipelines.score import loaded, predict
+    from pipelines.session import get_session, stop_session
+
+    ref = log_network()
     spark = get_session(load_config("conf/digits.yaml"))
     path = str(lake / f"rows-{ROWS}")
     if not (lake / f"rows-{ROWS}" / "_SUCCESS").exists():
@@ -58,7 +68,7 @@ def main() -> int:
         generated = spark.range(0, ROWS, numPartitions=8).select(F.col("id").alias("row_id"), values.alias("x"))
         generated.write.mode("overwrite").parquet(path)
     rows = spark.read.parquet(path)
-    udf = mlflow.pyfunc.spark_udf(spark, uri, result_type="array<double>", env_manager="local")
+    udf = mlflow.pyfunc.spark_udf(spark, ref.uri, result_type="array<double>", env_manager="local")
 
     def seconds(frame: DataFrame) -> float:
         started = time.perf_counter()

@@ -415,10 +415,23 @@ def _size_of(uri: str) -> int:
 
 
 def model_exists(uri: str) -> bool:
-    """Whether MLflow still holds the model's files."""
-    try:
-        model = _mlflow().MlflowClient().get_logged_model(uri.removeprefix("models:/"))
-    except Exception:
+    """Whether MLflow still holds the model's files.
+
+    Raises:
+        TrackingError: MLflow cannot say.
+    """
+    from mlflow.exceptions import MlflowException
+
+    def find() -> Any:
+        try:
+            return _mlflow().MlflowClient().get_logged_model(uri.removeprefix("models:/"))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+
+    model = _guarded(f"look up {uri}", find)
+    if model is None:
         return False
     location = str(model.artifact_location)
     return not location.startswith("file:") or Path(location.removeprefix("file://")).is_dir()
