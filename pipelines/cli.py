@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import signal
+import socketserver
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -86,13 +87,20 @@ def guarded(arguments: argparse.Namespace, work: Callable[["Config"], None]) -> 
 
 
 def _on_sigint(*_: object) -> None:
-    logging.disable()  # Spark's connection would log the interrupt with its traceback
+    _say_no_more()
     signal.setitimer(signal.ITIMER_REAL, ASK_AGAIN_S)  # some libraries swallow it, while they are imported
     raise KeyboardInterrupt
 
 
 def _on_sigterm(*_: object) -> None:
+    _say_no_more()
     raise SystemExit(143)
+
+
+def _say_no_more() -> None:
+    """Keep libraries from telling, each with a traceback, that they are cut off: they log it or print it."""
+    logging.disable()
+    socketserver.BaseServer.handle_error = lambda *_: None  # type: ignore[method-assign]  # Spark's accumulators
 
 
 def explain(error: BaseException) -> HeadraceError:
