@@ -109,7 +109,7 @@ class Trainer:
                     break
                 self._step(batch, tally)
                 if self._upcoming is None and loader.all_read and epoch + 1 < self.train.epochs:
-                    self._upcoming = self._epoch_loader(epoch + 1)  # reads while this epoch's last batches train
+                    self._upcoming = self._epoch_loader(epoch + 1)  # reads while this epoch trains
                 if progress:
                     progress.show(batch.step, tally)
         finally:
@@ -136,7 +136,7 @@ class Trainer:
             self.network.eval()  # batch statistics of the row of zeros must not be kept
         outputs, loss = self._forward(self.parallel, tensors)
         for parameter in self.parameters:
-            parameter.grad = None  # as Optimizer.zero_grad does, which takes as long as a small network's step
+            parameter.grad = None  # as Optimizer.zero_grad does, without its profiling
         weight = row_weight(rows=batch.rows, global_rows=batch.global_rows, ranks=self.world)
         loss.backward(torch.full_like(loss, weight))  # type: ignore[no-untyped-call]
         if self.train.clip_grad_norm:
