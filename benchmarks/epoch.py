@@ -114,20 +114,24 @@ def bare_loop(job: "TrainJob") -> Iterator[float]:
     import torch
     from torch import nn
 
-    from pipelines.stream.loader import LaneLoader, shards_of
-    from pipelines.stream.plan import EpochPlan
+    from pipelines.stream import LaneLoader
 
-    contract, settings = job.snapshot.contract, job.train
-    assert contract is not None
-    rows = tuple(shard.rows for shard in shards_of(job.snapshot))
+    settings = job.train
+    loader = LaneLoader(
+        job.snapshot,
+        settings.batch_size,
+        lanes=settings.num_lanes,
+        window=settings.window,
+        seed=job.seed,
+        epochs=EPOCHS,
+        rank=0,
+        world_size=1,
+    )
     network = nn.Linear(784, 10)
     optimizer = torch.optim.SGD(network.parameters(), lr=settings.lr)
-    for epoch in range(EPOCHS):
-        plan = EpochPlan(rows, settings.num_lanes, settings.batch_size, settings.window, job.seed, epoch)
-        loader = LaneLoader(job.snapshot, plan, contract.columns, range(settings.num_lanes))
+    for _ in range(EPOCHS):
         # Pixels in [-1, 1] of shape (B, 784), labels of shape (B,).
         data = [(b.tensors["image"].flatten(1).float() / 127.5 - 1.0, b.tensors["label"].clone()) for b in loader]
-        loader.close()
         started = time.perf_counter()
         for x_BD, y_B in data:
             loss = nn.functional.cross_entropy(network(x_BD), y_B)

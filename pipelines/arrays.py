@@ -1,6 +1,6 @@
 """Arrow columns as numpy arrays of the contract's shapes, without a list of rows in between."""
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -9,8 +9,9 @@ import pyarrow.compute as pc
 
 from pipelines.errors import DataError
 from pipelines.lake import Column
+from pipelines.lake.contract import Dtype
 
-_STORED = {"int64": pa.int64(), "float32": pa.float32(), "float64": pa.float64()}
+_STORED = {dtype: pa.from_numpy_dtype(dtype) for dtype in get_args(Dtype)}
 
 
 def to_array(values: pa.Array | pa.ChunkedArray, column: Column, *, where: str) -> npt.NDArray[Any]:
@@ -30,7 +31,7 @@ def to_array(values: pa.Array | pa.ChunkedArray, column: Column, *, where: str) 
         raise DataError(f"{where}: wanted no nulls, seen {array.null_count:,}")
     if not column.shape:
         _check_type(array.type, column, where)
-        scalars: npt.NDArray[Any] = array.to_numpy()
+        scalars: npt.NDArray[Any] = array.to_numpy(zero_copy_only=False)  # booleans are bits
         return scalars
     if column.dtype == "uint8":
         return _bytes(array, column, where).reshape(len(array), *column.shape)

@@ -12,6 +12,7 @@ from pyspark.sql import SparkSession
 
 from pipelines.errors import LakeError
 from pipelines.lake import UINT64, Snapshot
+from pipelines.lake.row_ids import position_ids
 
 
 def write(path: Path, ids: list[int], **options: Any) -> None:
@@ -74,10 +75,12 @@ def test_files_that_are_gone_or_damaged(tmp_path: Path) -> None:
         Snapshot.open(tmp_path / "t")
 
 
-def test_no_row_id(tmp_path: Path) -> None:
-    write_deltalake(str(tmp_path / "t"), pa.table({"x": [1]}))
-    with pytest.raises(LakeError, match="wanted an int64 column row_id"):
-        Snapshot.open(tmp_path / "t")
+def test_without_row_id_rows_are_known_by_their_position(tmp_path: Path) -> None:
+    write_deltalake(str(tmp_path / "t"), pa.table({"x": [1, 2, 3]}))
+    snapshot = Snapshot.open(tmp_path / "t")
+    assert snapshot.row_ids == "position" and snapshot.rows == 3
+    assert snapshot.row_id_sum == sum(position_ids(0, 3).tolist()) % UINT64
+    assert len(set(position_ids(0, 100_000).tolist())) == 100_000
 
 
 def test_partition_columns_are_refused(tmp_path: Path) -> None:

@@ -114,6 +114,13 @@ class EarlyStopping(Section):
     patience: Positive = Field(default=3, description="Epochs without improvement before the run stops.")
 
 
+class Checkpoint(Section):
+    """When to leave a checkpoint inside an epoch; there is one behind each epoch anyway."""
+
+    every_s: Annotated[float, Field(gt=0)] = Field(default=60.0, description="Seconds between checkpoints.")
+    every_steps: Positive | None = Field(default=None, description="Steps between checkpoints, instead of seconds.")
+
+
 class Train(Section):
     """Distributed training of the network."""
 
@@ -149,6 +156,9 @@ class Train(Section):
         default=64,
         description="Memory a rank may hold in rows read ahead, in MB; up to twice that where one epoch meets the next.",
     )
+    checkpoint: Checkpoint = Field(
+        default=Checkpoint(), description="Checkpoints inside an epoch; training goes on from the last one."
+    )
     timeout_s: Positive = Field(default=300, description="A collective that waits longer fails, in seconds.")
 
     @model_validator(mode="after")
@@ -172,7 +182,10 @@ class Train(Section):
     @property
     def num_lanes(self) -> int:
         """C, the lanes of the run."""
-        if self.lanes is not None:
-            return self.lanes
-        limit = max(16, self.ranks)
-        return max(c for c in range(1, min(limit, self.batch_size) + 1) if self.batch_size % c == 0)
+        return self.lanes or default_lanes(self.batch_size, self.ranks)
+
+
+def default_lanes(batch_size: int, ranks: int) -> int:
+    """The largest divisor of `batch_size` that is at most 16, or the ranks where there are more."""
+    limit = min(max(16, ranks), batch_size)
+    return max(lanes for lanes in range(1, limit + 1) if batch_size % lanes == 0)

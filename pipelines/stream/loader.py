@@ -1,270 +1,197 @@
-"""LaneLoader: a rank's part of an epoch as torch tensors, prepared ahead by threads.
+"""LaneLoader: a rank's rows of a Snapshot as torch tensors, an epoch an iteration, prepared ahead by threads.
 
-Windows are read by a few threads, each with a Petastorm reader of its own; one more thread gathers batches from
-them. A window is read once a rank, however many of the rank's lanes pass through it, and dropped when the last
-one has.
+    torchrun --nproc-per-node 2 train.py
+
+    snapshot = Snapshot.open("lake/tables/adult/features/train", version=3)
+    loader = LaneLoader(snapshot, batch_size=256, seed=7)      # rank and world size from torchrun
+    for epoch in range(5):
+        receipt = EpochReceipt(snapshot)
+        for batch in loader:
+            train_step(batch.tensors, batch.rows)
+            receipt.add(batch)
+        receipt.check()                                        # every row once, over all ranks
+
+`state_dict()` and `load_state_dict()` are those of torchdata's StatefulDataLoader; a state is the same on all ranks
+and fits any number of them.
 """
 
-import queue
-import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import count
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
+import torch.distributed as dist
 
+from pipelines.config.learning import default_lanes
 from pipelines.errors import DataError
-from pipelines.lake import Column, Snapshot
-from pipelines.stream.plan import EpochPlan, Indices, pieces
-from pipelines.stream.reader import Arrays, Shard, read_shards
-
-READ_THREADS = 2
-BLOCK_BYTES = 4 << 20  # batches are gathered some at a time, so that the cost of numpy calls spreads over them
-_END = None
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A rank's part of a global batch.
-
-    Attributes:
-        step: Number of the global batch in the epoch.
-        tensors: Column name to tensor of shape (rows, ...). Where the rank has no rows in this step, one row of
-            zeros, so that collectives stay aligned.
-        rows: Rows of this rank, 0 where `tensors` is the row of zeros.
-        global_rows: Rows of the global batch over all ranks.
-    """
-
-    step: int
-    tensors: dict[str, Tensor]
-    rows: int
-    global_rows: int
+from pipelines.lake import Snapshot
+from pipelines.lake.columns import columns_of
+from pipelines.stream.epoch import Batch, EpochReader
+from pipelines.stream.plan import EpochPlan, assign_lanes
+from pipelines.stream.reader import Shard
 
 
 def shards_of(snapshot: Snapshot) -> list[Shard]:
-    """The Snapshot's shards: one row group of one file each.
-
-    Raises:
-        DataError: A file holds several row groups.
-    """
-    for file in snapshot.files:
-        if len(file.row_groups) > 1:
-            raise DataError(
-                f"{snapshot.table}/{file.path}: wanted one row group a file, seen {len(file.row_groups)}; write the table "
-                "by the features stage"
-            )
-    found = [Shard(path, file.rows) for path, file in zip(snapshot.paths(), snapshot.files, strict=True)]
-    return [shard for shard in found if shard.rows]
+    """The Snapshot's shards, in its order: the row groups of its files that hold rows."""
+    found, position = [], 0
+    for path, file in zip(snapshot.paths(), snapshot.files, strict=True):
+        for number, (rows, _) in enumerate(file.row_groups):
+            if rows:
+                found.append(Shard(path, rows, number, position if snapshot.row_ids == "position" else None))
+            position += rows
+    return found
 
 
 class LaneLoader:
-    """Iterates over a rank's batches of one epoch, from `start_step` on.
+    """Iterates over this rank's batches, one epoch an iteration, each row of the Snapshot in exactly one of them.
+
+    The order depends on the Snapshot, `seed`, the epoch, `lanes`, `window` and `batch_size`, not on the number of
+    ranks: global batch t is the same rows at any world size.
 
     Args:
-        snapshot: The table.
-        plan: Order of the epoch; `shard_rows` are those of `shards_of(snapshot)`.
-        columns: Columns to read.
-        lanes: The rank's lanes.
-        start_step: The first global batch; any costs the same to start from.
-        prefetch_mb: Memory for batches made ahead and for windows read ahead of their turn.
+        snapshot: The table at its version.
+        batch_size: Rows of a global batch, over all ranks.
+        columns: Names of the columns to read, `row_id` comes along; all by default.
+        lanes: Row streams that the epoch is cut into; divides `batch_size`, at least the ranks. Default: the largest
+            divisor of `batch_size` that is at most 16 and at least the ranks.
+        window: Shards whose rows are permuted together.
+        seed: Of the order; 0 is a seed like any other.
+        shuffle: False keeps the table's order in each lane.
+        rank: This rank. Default: torch.distributed's, else torchrun's variable RANK, else 0.
+        world_size: Number of ranks, likewise.
+        epochs: How many will be asked for; the next one is read ahead while one ends. None: no end.
+        prefetch_mb: Memory for batches made ahead and windows read ahead of their turn.
         pin: Page-locked tensors, for asynchronous copies to a GPU.
+        timeout_s: The longest wait for a batch.
 
     Raises:
-        DataError: From the iterator, when a shard cannot be read as planned.
+        DataError: A column cannot become a tensor; from the iterator, a shard cannot be read as planned.
+        ValueError: Lanes, batch size and ranks do not fit each other.
     """
 
     def __init__(
         self,
         snapshot: Snapshot,
-        plan: EpochPlan,
-        columns: Sequence[Column],
-        lanes: Sequence[int],
+        batch_size: int,
         *,
-        start_step: int = 0,
+        columns: Sequence[str] | None = None,
+        lanes: int | None = None,
+        window: int = 4,
+        seed: int = 0,
+        shuffle: bool = True,
+        rank: int | None = None,
+        world_size: int | None = None,
+        epochs: int | None = None,
         prefetch_mb: int = 64,
         pin: bool = False,
+        timeout_s: float = 300.0,
     ) -> None:
+        self.snapshot = snapshot
+        self.rank, self.world_size = _rank(rank), _world_size(world_size)
+        self.columns = columns_of(snapshot, columns)
+        self.lanes = lanes or default_lanes(batch_size, self.world_size)
         self._shards = shards_of(snapshot)
-        if tuple(shard.rows for shard in self._shards) != plan.shard_rows:
-            raise ValueError("wanted a plan over the Snapshot's shards")
-        self.plan, self._columns, self._lanes = plan, list(columns), list(lanes)
-        self._first, self._pin = start_step, pin
-        self._row_bytes = sum(column.bytes_per_row for column in columns)
-        lane_bytes = max(1, plan.lane_batch * len(self._lanes) * self._row_bytes)
-        self._block_steps = max(1, BLOCK_BYTES // lane_bytes)
-        self._budget = prefetch_mb * 1_000_000
-        ahead = max(1, self._budget // 2 // (self._block_steps * lane_bytes))
-        self._blocks: queue.Queue[_Block | Exception | None] = queue.Queue(maxsize=min(ahead, 16))
-        self._stop, self._all_read = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._produce, name="lanes", daemon=True)
-        self._thread.start()
+        self._order: dict[str, Any] = {"batch_size": batch_size, "window": window, "seed": seed, "shuffle": shuffle}
+        self.assignment = assign_lanes(self.lanes, self.world_size)
+        self._epochs, self._prefetch_mb, self._pin, self._timeout_s = epochs, prefetch_mb, pin, timeout_s
+        self.epoch, self.step = 0, 0
+        self._reader: EpochReader | None = None
+        self._next_reader: EpochReader | None = None
+        self.plan(0)  # refuses what does not fit
+
+    def __len__(self) -> int:
+        return self.plan(self.epoch).steps
 
     def __iter__(self) -> Iterator[Batch]:
-        while (block := self._blocks.get()) is not _END:
-            if isinstance(block, Exception):
-                raise block
-            yield from block.batches(self.plan)
+        """The batches of epoch `self.epoch` from `self.step` on; behind the last, the next epoch is up.
 
-    @property
-    def all_read(self) -> bool:
-        """Whether every file is read, so that another loader may begin."""
-        return self._all_read.is_set()
+        A batch counts as taken, for `state_dict`, once it was handed out.
+        """
+        reader = self._take_reader()
+        self._reader = reader
+        try:
+            for batch in reader:
+                self.step = batch.step + 1
+                if self._next_reader is None and reader.all_read and self._is_wanted(self.epoch + 1):
+                    self._next_reader = self._read(self.epoch + 1, 0)
+                yield batch
+            self.epoch, self.step = self.epoch + 1, 0
+        finally:
+            reader.close()
+            self._reader = None
+
+    def plan(self, epoch: int) -> EpochPlan:
+        """The order of an epoch."""
+        return EpochPlan(
+            shard_rows=tuple(shard.rows for shard in self._shards), lanes=self.lanes, epoch=epoch, **self._order
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader is, as JSON; the same on all ranks, and good for any number of them."""
+        at_end = self.step >= len(self)
+        return {**self._identity(), "epoch": self.epoch + at_end, "step": 0 if at_end else self.step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; any step costs the same to go on from.
+
+        Raises:
+            DataError: It belongs to another snapshot, seed or order; the difference is named.
+        """
+        for name, wanted in self._identity().items():
+            if state.get(name) != wanted:
+                raise DataError(
+                    f"loader state: {name}: wanted {wanted}, the state has {state.get(name)}; it belongs to another run"
+                )
+        self.close()
+        self.epoch, self.step = int(state["epoch"]), int(state["step"])
 
     def close(self) -> None:
         """Stop the threads; safe to call at any time."""
-        self._stop.set()
-        while self._thread.is_alive():
-            try:
-                self._blocks.get(timeout=0.05)
-            except queue.Empty:
-                continue
-        self._thread.join()
+        for reader in (self._reader, self._next_reader):
+            if reader is not None:
+                reader.close()
+        self._reader = self._next_reader = None
 
-    def _put(self, item: "_Block | Exception | None") -> None:
-        while not self._stop.is_set():
-            try:
-                return self._blocks.put(item, timeout=0.1)
-            except queue.Full:
-                continue
+    def __enter__(self) -> "LaneLoader":
+        return self
 
-    def _produce(self) -> None:
-        with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read") as pool:
-            try:
-                self._produce_blocks(_Windows(self, pool))
-                self._put(_END)
-            except Exception as error:
-                self._put(error)
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
-    def _produce_blocks(self, windows: "_Windows") -> None:
-        for first in range(self._first, self.plan.steps, self._block_steps):
-            if self._stop.is_set():
-                return
-            last = min(first + self._block_steps, self.plan.steps)
-            block = self._gather(windows, first, last)
-            windows.drop_before(last)
-            self._put(block)
+    def _identity(self) -> dict[str, Any]:
+        return {"snapshot": self.snapshot.digest, "lanes": self.lanes, **self._order}
 
-    def _gather(self, windows: "_Windows", first: int, last: int) -> "_Block":
-        """The batches of steps [first, last), in the order step, lane, row."""
-        positions, sizes = self._positions(first, last)
-        starts = self.plan.window_starts
-        window_of = np.searchsorted(starts, positions, side="right") - 1
-        needed = np.unique(window_of).tolist()
-        if len(needed) == 1:  # all rows from one window: gather them in their final order
-            order = windows.rows(needed[0])[positions - starts[needed[0]]]
-            arrays = {k: v.take(order, axis=0, mode="clip") for k, v in windows.arrays(needed[0]).items()}
-        else:
-            arrays = {c.name: np.empty((len(positions), *c.shape), dtype=c.dtype) for c in self._columns}
-            for window in needed:
-                places = np.flatnonzero(window_of == window)
-                chosen = windows.rows(window)[positions[places] - starts[window]]
-                for name, values in windows.arrays(window).items():
-                    arrays[name][places] = values.take(chosen, axis=0, mode="clip")
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        if self._pin:
-            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
-        parts = {name: torch.split(tensor, sizes) for name, tensor in tensors.items()}
-        return _Block(first, sizes, parts)
+    def _is_wanted(self, epoch: int) -> bool:
+        return self._epochs is None or epoch < self._epochs
 
-    def _positions(self, first: int, last: int) -> tuple[Indices, list[int]]:
-        """The rank's part of steps [first, last) as positions of the sequence, and how many each step takes."""
-        bounds = self.plan.batch_bounds(self._lanes, first, last)
-        sizes = np.diff(bounds, axis=0)  # of shape (steps, lanes)
-        ends = np.cumsum(sizes)
-        skipped = np.repeat(bounds[:-1].ravel() - (ends - sizes.ravel()), sizes.ravel())
-        return np.arange(len(skipped)) + skipped, sizes.sum(axis=1).tolist()
+    def _take_reader(self) -> EpochReader:
+        reader, self._next_reader = self._next_reader, None
+        if reader is None:
+            reader = self._read(self.epoch, self.step)
+        elif (reader.plan.epoch, reader.first) != (self.epoch, self.step):
+            reader.close()
+            reader = self._read(self.epoch, self.step)
+        return reader
+
+    def _read(self, epoch: int, step: int) -> EpochReader:
+        return EpochReader(
+            self._shards,
+            self.plan(epoch),
+            self.columns,
+            self.assignment[self.rank],
+            start_step=step,
+            prefetch_mb=self._prefetch_mb,
+            pin=self._pin,
+            timeout_s=self._timeout_s,
+        )
 
 
-@dataclass(frozen=True)
-class _Block:
-    """The rank's batches of some steps, one behind the other."""
-
-    first: int
-    sizes: list[int]
-    parts: dict[str, tuple[Tensor, ...]]
-
-    def batches(self, plan: EpochPlan) -> Iterator[Batch]:
-        for step, rows, *tensors in zip(count(self.first), self.sizes, *self.parts.values(), strict=False):
-            if not rows:
-                tensors = [tensor.new_zeros((1, *tensor.shape[1:])) for tensor in tensors]
-            yield Batch(step, dict(zip(self.parts, tensors, strict=True)), rows, plan.batch_rows(step))
+def _rank(rank: int | None) -> int:
+    if rank is not None:
+        return rank
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
 
 
-class _Windows:
-    """The windows that the rank's lanes pass through, read ahead in the order in which they are needed."""
-
-    def __init__(self, loader: LaneLoader, pool: ThreadPoolExecutor) -> None:
-        self._loader, self._pool = loader, pool
-        self._needed = _needed_steps(loader.plan, loader._lanes, loader._first)
-        self._order = sorted(self._needed, key=lambda window: (self._needed[window][0], window))
-        self._reading: dict[int, Future[tuple[Arrays, Indices]]] = {}
-        self._unread, self._lock = len(self._order), threading.Lock()
-        if not self._order:
-            loader._all_read.set()
-        self._read_ahead()
-
-    def arrays(self, window: int) -> Arrays:
-        """The window's columns, rows in the order of its shards."""
-        return self._get(window)[0]
-
-    def rows(self, window: int) -> Indices:
-        """The window's rows in the order of the sequence."""
-        return self._get(window)[1]
-
-    def drop_before(self, step: int) -> None:
-        """Let go of windows that no step from `step` on needs, and read further ahead."""
-        for window in [w for w in self._reading if self._needed[w][1] < step]:
-            del self._reading[window]
-        self._read_ahead()
-
-    def _get(self, window: int) -> tuple[Arrays, Indices]:
-        while window not in self._reading:
-            self._start()
-        return self._reading[window].result()
-
-    def _read_ahead(self) -> None:
-        """Start reads until the memory limit; at least one window beyond those in use."""
-        budget = self._loader._budget // 2
-        while self._order and (not self._reading or self._bytes() + self._size(self._order[0]) <= budget):
-            self._start()
-
-    def _start(self) -> None:
-        window = self._order.pop(0)
-        self._reading[window] = self._pool.submit(self._read, window)
-
-    def _bytes(self) -> int:
-        return sum(self._size(window) for window in self._reading)
-
-    def _size(self, window: int) -> int:
-        starts = self._loader.plan.window_starts
-        return int(starts[window + 1] - starts[window]) * self._loader._row_bytes
-
-    def _read(self, window: int) -> tuple[Arrays, Indices]:
-        loader = self._loader
-        shards = [loader._shards[shard] for shard in loader.plan.window_shards(window)]
-        arrays = read_shards(shards, loader._columns)
-        with self._lock:
-            self._unread -= 1
-            if not self._unread:
-                loader._all_read.set()
-        return arrays, loader.plan.window_rows(window)
-
-
-def _needed_steps(plan: EpochPlan, lanes: Sequence[int], start_step: int) -> dict[int, tuple[int, int]]:
-    """For each window that the lanes pass through from `start_step` on, the first and the last step that need it."""
-    found: dict[int, tuple[int, int]] = {}
-    for lane in lanes:
-        lane_start, end = plan.lane_range(lane)
-        start = int(plan.batch_bounds([lane], start_step, start_step)[0, 0])
-        for piece in pieces(plan, start, end):
-            offset = int(plan.window_starts[piece.window])
-            first = (offset + piece.start - lane_start) // plan.lane_batch
-            last = (offset + piece.end - 1 - lane_start) // plan.lane_batch
-            known = found.get(piece.window, (first, last))
-            found[piece.window] = (min(first, known[0]), max(last, known[1]))
-    return found
+def _world_size(world_size: int | None) -> int:
+    if world_size is not None:
+        return world_size
+    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))

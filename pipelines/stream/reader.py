@@ -5,6 +5,7 @@ its thread pool, which loses the end of a list (docs/engines.md). Threads of our
 `Reader` with a worker class of ours is not its public API, so petastorm is pinned and tests/stream holds it.
 """
 
+import re
 import time
 import warnings
 from collections.abc import Sequence
@@ -18,7 +19,8 @@ import pyarrow as pa
 
 from pipelines.arrays import to_array
 from pipelines.errors import DataError, one_line
-from pipelines.lake import Column
+from pipelines.lake import ROW_ID, Column
+from pipelines.lake.row_ids import position_ids
 
 # Petastorm uses parts of pyarrow that warn at every read; one filter, since catch_warnings is not for threads.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"petastorm|pyarrow")
@@ -27,17 +29,28 @@ with warnings.catch_warnings():
     from petastorm.arrow_reader_worker import ArrowReaderWorker
     from petastorm.fs_utils import get_filesystem_and_path_or_paths
     from petastorm.reader import Reader
+    from petastorm.workers_pool import EmptyResultError
     from petastorm.workers_pool.dummy_pool import DummyPool
 
+VENTILATOR_TIMEOUT_S = 60.0
 Arrays = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of one row group, and the rows that the Snapshot says it holds."""
+    """A row group of a file, and the rows that the Snapshot says it holds.
+
+    Attributes:
+        first_position: Where the table has no column `row_id`, the position of its first row.
+    """
 
     path: Path
     rows: int
+    row_group: int = 0
+    first_position: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path} row group {self.row_group}" if self.row_group else str(self.path)
 
 
 def read_shards(shards: Sequence[Shard], columns: Sequence[Column]) -> Arrays:
@@ -51,39 +64,46 @@ def read_shards(shards: Sequence[Shard], columns: Sequence[Column]) -> Arrays:
     for attempt in (1, 2):
         try:
             return _read_once(shards, columns)
-        except _ShortRead as short:
+        except _Misread as misread:
             if attempt == 2:
                 raise DataError(
-                    f"{short.shard.path}: wanted {short.shard.rows:,} rows by the Snapshot, seen {short.seen:,} in two "
-                    "reads; the file changed under the table: run features again"
+                    f"{misread.shard}: wanted {misread.wanted}, seen {misread.seen} in two reads; the file changed under "
+                    "the table: restore it, or write the table again"
                 ) from None
     raise AssertionError("unreachable")
 
 
-class _ShortRead(Exception):
-    def __init__(self, shard: Shard, seen: int) -> None:
-        super().__init__(f"{shard.path}: {seen} of {shard.rows} rows")
-        self.shard, self.seen = shard, seen
+class _Misread(Exception):
+    """Petastorm did not give the shard that is next, or not all of it."""
+
+    def __init__(self, shard: Shard, *, wanted: str, seen: str) -> None:
+        super().__init__(f"{shard}: wanted {wanted}, seen {seen}")
+        self.shard, self.wanted, self.seen = shard, wanted, seen
 
 
 def _read_once(shards: Sequence[Shard], columns: Sequence[Column]) -> Arrays:
     total = sum(shard.rows for shard in shards)
     arrays: Arrays = {c.name: np.empty((total, *c.shape), dtype=c.dtype) for c in columns}
+    stored = [column for column in columns if column.name != ROW_ID or shards[0].first_position is None]
     reader, at, shard = None, 0, shards[0]
     try:
-        reader = _open(shards, columns)
+        reader = _ShardReader(shards, stored or columns)
         for shard in shards:
             part = next(reader, None)
-            seen = 0 if part is None else len(part[0])
+            if part is None or reader.last_loaded != (str(shard.path), shard.row_group):
+                raise _Misread(shard, wanted="it next", seen="the end" if part is None else str(reader.last_loaded))
+            seen = len(part[0])
             if seen != shard.rows:
-                raise _ShortRead(shard, seen)
-            for column in columns:
+                raise _Misread(shard, wanted=f"{shard.rows:,} rows by the Snapshot", seen=f"{seen:,}")
+            for column in stored:
                 arrays[column.name][at : at + seen] = getattr(part, column.name)
+            if shard.first_position is not None and ROW_ID in arrays:
+                arrays[ROW_ID][at : at + seen] = position_ids(shard.first_position, seen)
             at += seen
-        if _is_drained(reader) and next(reader, None) is not None:
-            raise DataError(f"{shards[-1].path}: wanted the end of the list, seen more rows; run features again")
+        if next(reader, None) is not None:
+            raise _Misread(shard, wanted="the end behind it", seen=str(reader.last_loaded))
     except (OSError, pa.ArrowException, ValueError) as error:
-        raise DataError(f"{shard.path}: cannot be read: {one_line(str(error), limit=200)}") from None
+        raise DataError(f"{shard}: cannot be read: {one_line(str(error), limit=200)}") from None
     finally:
         if reader is not None:
             reader.stop()
@@ -91,32 +111,60 @@ def _read_once(shards: Sequence[Shard], columns: Sequence[Column]) -> Arrays:
     return arrays
 
 
-def _is_drained(reader: Reader) -> bool:
-    """Whether Petastorm's ventilator has put out its last item; asked before, its dummy pool would wait for ever."""
-    for _ in range(1000):
-        if reader.ventilator.completed():
-            return True
-        time.sleep(0.001)
-    return False
+class _Pool(DummyPool):  # type: ignore[misc]
+    """Petastorm's dummy pool, which works in the caller's thread, with an end to its waiting.
+
+    Its own waits in steps of 0.1 s, and for ever where the last item gave no result.
+    """
+
+    def get_results(self) -> Any:
+        """The next result; EmptyResultError behind the last."""
+        waiting_since = time.monotonic()
+        while not self._results_queue:
+            is_last = self._ventilator.completed()  # asked first: after that it puts nothing into the queue
+            if self._ventilator_queue:
+                arguments, named = self._ventilator_queue.pop(0)
+                self._worker.process(*arguments, **named)
+                self._ventilator.processed_item()
+                waiting_since = time.monotonic()
+            elif is_last:
+                raise EmptyResultError
+            elif time.monotonic() - waiting_since > VENTILATOR_TIMEOUT_S:
+                raise OSError(f"Petastorm's ventilator gave nothing for {VENTILATOR_TIMEOUT_S:g} s")
+            else:
+                time.sleep(0.0002)
+        return self._results_queue.pop(0)
 
 
-def _open(shards: Sequence[Shard], columns: Sequence[Column]) -> Reader:
-    filesystem, _ = get_filesystem_and_path_or_paths("file:///")
-    reader = Reader(
-        filesystem,
-        [str(shard.path) for shard in shards],
-        schema_fields=[f"^{column.name}$" for column in columns],
-        worker_class=_worker_class(columns),
-        reader_pool=DummyPool(),
-        shuffle_row_groups=False,
-        num_epochs=1,
-        is_batched_reader=True,
-    )
-    time.sleep(0.001)  # the dummy pool sleeps for 0.1 s when it is asked before its queue is filled
-    return reader
+class _ShardReader(Reader):  # type: ignore[misc]
+    """Petastorm's Reader over an explicit list of row groups, in its order, for one epoch."""
+
+    def __init__(self, shards: Sequence[Shard], columns: Sequence[Column]) -> None:
+        filesystem, _ = get_filesystem_and_path_or_paths("file:///")
+        self._wanted = [(str(shard.path), shard.row_group) for shard in shards]
+        self._loaded: list[tuple[str, int]] = []
+        super().__init__(
+            filesystem,
+            list(dict.fromkeys(path for path, _ in self._wanted)),
+            schema_fields=[f"^{re.escape(column.name)}$" for column in columns],
+            worker_class=_worker_class(columns, self._loaded),
+            reader_pool=_Pool(),
+            shuffle_row_groups=False,
+            num_epochs=1,
+            is_batched_reader=True,
+        )
+
+    @property
+    def last_loaded(self) -> tuple[str, int] | None:
+        """File and row group of the last result: the pool loads one when it is asked for one."""
+        return self._loaded[-1] if self._loaded else None
+
+    def _filter_row_groups(self, _dataset: Any, row_groups: Any, *_: Any) -> tuple[list[int], None]:
+        places = {(piece.path, piece.row_group): place for place, piece in enumerate(row_groups)}
+        return [places[wanted] for wanted in self._wanted if wanted in places], None
 
 
-def _worker_class(columns: Sequence[Column]) -> type[ArrowReaderWorker]:
+def _worker_class(columns: Sequence[Column], loaded: list[tuple[str, int]]) -> type[ArrowReaderWorker]:
     wanted = {column.name: column for column in columns}
 
     class ContractWorker(ArrowReaderWorker):  # type: ignore[misc]
@@ -124,6 +172,7 @@ def _worker_class(columns: Sequence[Column]) -> type[ArrowReaderWorker]:
 
         def _load_rows(self, pq_file: Any, piece: Any, shuffle_row_drop_range: Any) -> Arrays:
             table = super()._load_rows(pq_file, piece, shuffle_row_drop_range)
+            loaded.append((piece.path, piece.row_group))
             return {name: to_array(table.column(name), column, where=piece.path) for name, column in wanted.items()}
 
         def _read_with_shuffle_row_drop(self, piece: Any, pq_file: Any, names: set[str], _: Any) -> pa.Table:

@@ -1,7 +1,8 @@
 """Checkpoints: safetensors and JSON, written whole and then named. No pickle.
 
-A checkpoint is a folder `epoch-0003` with `model.safetensors`, `optimizer.safetensors` and `state.json`. It is
-written under another name and renamed when all of it is on disk, so a folder with the name is whole.
+A checkpoint is a folder `epoch-0003-step-00000120` with `model.safetensors`, `optimizer.safetensors`,
+`rng.safetensors` and `state.json`: training goes on from it at step 120 of epoch 3. It is written under another name
+and renamed when all of it is on disk, so a folder with the name is whole.
 """
 
 import os
@@ -17,50 +18,62 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pipelines.errors import TrainingError
+from pipelines.errors import TrainingError, one_line
 from pipelines.train.job import EpochResult
+from pipelines.train.tally import Sums
 
-
-class Position(BaseModel):
-    """What the order of rows depends on; a checkpoint goes on only where all of it is the same.
-
-    The world size is not part of it: lanes are dealt anew to any number of ranks.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    snapshot: str
-    seed: int
-    window: int
-    lanes: int
-    batch_size: int
+_PATTERN = "epoch-[0-9]*-step-[0-9]*"
 
 
 class State(BaseModel):
     """The JSON part of a checkpoint.
 
     Attributes:
-        epochs: Results of the epochs so far; the next one is `len(epochs)`.
-        best_epoch: The epoch with the best validation metric so far, the last one without validation.
+        loader: The LaneLoader's state: what the order of rows depends on, and the epoch and step to go on with.
+        sums: Of the rows that this epoch has trained on.
+        seconds: Time that this epoch has taken.
+        epochs: Results of the epochs that are done.
+        best_epoch: The one with the best validation metric so far, the last one without validation.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    position: Position
+    loader: dict[str, Any]
+    sums: Sums
+    seconds: float
     epochs: list[EpochResult]
     best_epoch: int
     schedule: dict[str, Any]
     param_groups: list[dict[str, Any]]
 
+    @property
+    def name(self) -> str:
+        """The checkpoint's folder."""
+        return name_of(self.loader["epoch"], self.loader["step"])
 
-def save(folder: Path, network: nn.Module, optimizer: Optimizer, schedule: LRScheduler | None, state: State) -> Path:
-    """Write a checkpoint behind epoch `len(state.epochs) - 1`. Returns its folder."""
-    target = folder / f"epoch-{len(state.epochs) - 1:04d}"
+
+def name_of(epoch: int, step: int) -> str:
+    """The folder of the checkpoint from which training goes on at that step."""
+    return f"epoch-{epoch:04d}-step-{step:08d}"
+
+
+def save(folder: Path, network: nn.Module, optimizer: Optimizer, state: State, generators: dict[str, Tensor]) -> Path:
+    """Write a checkpoint. Returns its folder.
+
+    Args:
+        folder: The job's.
+        network: Whose weights and buffers are kept.
+        optimizer: Whose state is kept.
+        state: The JSON part.
+        generators: The random generators of the ranks.
+    """
+    target = folder / state.name
     temporary = folder / f".{target.name}.{os.getpid()}"
     temporary.mkdir(parents=True)
     try:
         save_file(_tensors_of(network.state_dict()), temporary / "model.safetensors")
         save_file(_flatten(optimizer), temporary / "optimizer.safetensors")
+        save_file(generators, temporary / "rng.safetensors")
         (temporary / "state.json").write_text(state.model_dump_json(indent=1), encoding="utf-8")
         for path in (*temporary.iterdir(), temporary):
             _sync(path)
@@ -75,26 +88,34 @@ def save(folder: Path, network: nn.Module, optimizer: Optimizer, schedule: LRSch
 
 def latest(folder: Path) -> Path | None:
     """The last whole checkpoint in `folder`."""
-    return max(folder.glob("epoch-[0-9]*"), default=None)
+    return max(folder.glob(_PATTERN), default=None)
+
+
+def read_state(path: Path) -> State:
+    """The JSON part of a checkpoint.
+
+    Raises:
+        TrainingError: It cannot be read.
+    """
+    try:
+        return State.model_validate_json((path / "state.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
 
 
 def load(
-    path: Path, network: nn.Module, optimizer: Optimizer, schedule: LRScheduler | None, position: Position
-) -> State:
-    """Put a checkpoint's tensors into network, optimizer and schedule, and return its state.
+    path: Path, state: State, network: nn.Module, optimizer: Optimizer, schedule: LRScheduler | None
+) -> dict[str, Tensor]:
+    """Put a checkpoint's tensors into network, optimizer and schedule; returns the ranks' random generators.
 
     Raises:
-        TrainingError: It belongs to another snapshot, seed, lanes or batch, or cannot be read.
+        TrainingError: It cannot be read, or holds another network.
     """
     try:
-        state = State.model_validate_json((path / "state.json").read_bytes())
-        _refuse_mismatch(path, state.position, position)
         load_weights(path, network)
-        tensors = load_file(path / "optimizer.safetensors")
-    except (OSError, SafetensorError, ValueError) as error:
-        raise TrainingError(
-            f"{path}: wanted a checkpoint, seen {error}; remove the folder to go on without it"
-        ) from None
+        tensors, generators = load_file(path / "optimizer.safetensors"), load_file(path / "rng.safetensors")
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise _unreadable(path, error) from None
     values: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         place, _, key = name.partition(".")
@@ -102,7 +123,13 @@ def load(
     optimizer.load_state_dict({"state": values, "param_groups": state.param_groups})
     if schedule is not None:
         schedule.load_state_dict(state.schedule)
-    return state
+    return generators
+
+
+def _unreadable(path: Path, error: Exception) -> TrainingError:
+    return TrainingError(
+        f"{path}: wanted a checkpoint, seen {one_line(str(error))}; remove the folder to go on without it"
+    )
 
 
 def load_weights(path: Path, network: nn.Module) -> None:
@@ -111,9 +138,11 @@ def load_weights(path: Path, network: nn.Module) -> None:
 
 
 def prune(folder: Path, *, keep: int, best_epoch: int) -> None:
-    """Remove all but the last `keep` checkpoints and the best one."""
-    for path in sorted(folder.glob("epoch-[0-9]*"))[:-keep]:
-        if path.name != f"epoch-{best_epoch:04d}":
+    """Remove all but the last `keep` checkpoints and that behind the best epoch, and what a killed rank left half-written."""
+    for path in folder.glob(".epoch-*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in sorted(folder.glob(_PATTERN))[:-keep]:
+        if path.name != name_of(best_epoch + 1, 0):
             shutil.rmtree(path)
 
 
@@ -127,15 +156,6 @@ def param_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
     """The optimizer's hyper-parameters as they stand."""
     groups: list[dict[str, Any]] = optimizer.state_dict()["param_groups"]
     return groups
-
-
-def _refuse_mismatch(path: Path, seen: Position, wanted: Position) -> None:
-    for name, value in wanted:
-        if getattr(seen, name) != value:
-            raise TrainingError(
-                f"{path}: {name}: wanted {value}, the checkpoint has {getattr(seen, name)}; it belongs to another run: "
-                "remove the folder to start anew"
-            )
 
 
 def _tensors_of(state: dict[str, Any]) -> dict[str, Tensor]:

@@ -91,6 +91,7 @@ class TrainResult(BaseModel):
     Attributes:
         best_epoch: The epoch whose weights were kept.
         seconds: Time in epochs, validation included.
+        resumed_from: Epoch and step of the checkpoint that the run went on from; (0, 0) where there was none.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -101,4 +102,4 @@ class TrainResult(BaseModel):
     size_bytes: int
     parameters: int
     seconds: float
-    resumed_from: int
+    resumed_from: tuple[int, int]

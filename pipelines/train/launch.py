@@ -234,8 +234,9 @@ def _metric_name(name: str) -> str:
 
 def _story(result: TrainResult) -> list[str]:
     lines = [f"{len(result.epochs)} epochs, every row once in each by the receipts, {result.parameters:,} parameters"]
-    if result.resumed_from:
-        lines.append(f"went on from the checkpoint behind epoch {result.resumed_from}")
+    if result.resumed_from != (0, 0):
+        epoch, step = result.resumed_from
+        lines.append(f"went on from the checkpoint at epoch {epoch + 1}, step {step}")
     if result.best_epoch != len(result.epochs) - 1:
         lines.append(f"epoch {result.best_epoch + 1} was the best on validation; its weights were kept")
     return lines

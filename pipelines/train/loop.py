@@ -13,18 +13,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pipelines.config.learning import Train
-from pipelines.errors import ConfigError, TrainingError
-from pipelines.lake import Contract, Snapshot
+from pipelines.config.learning import Checkpoint, Train
+from pipelines.errors import ConfigError, DataError, TrainingError
+from pipelines.lake import ROW_ID, Contract, Snapshot
 from pipelines.models.build import build_network, summed_loss
 from pipelines.models.inputs import scaled
-from pipelines.stream.loader import Batch, LaneLoader, shards_of
-from pipelines.stream.plan import EpochPlan, assign_lanes
+from pipelines.stream import Batch, LaneLoader
 from pipelines.train import checkpoint
-from pipelines.train.checkpoint import Position, State
+from pipelines.train.checkpoint import State
 from pipelines.train.job import EpochResult, TrainJob
 from pipelines.train.strategies.data_parallel import row_weight, wrap
-from pipelines.train.tally import Tally
+from pipelines.train.tally import Sums, Tally
 
 PROGRESS_EVERY_S = 0.5
 
@@ -42,96 +41,116 @@ class Trainer:
         self.job, self.device, self.train = job, device, job.train
         self.contract: Contract = job.snapshot.contract
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.lanes = assign_lanes(self.train.num_lanes, self.world)[self.rank]
         torch.manual_seed(job.seed)
         self.network = build_network(job.model, self.contract).to(device)
         self.parameters = list(self.network.parameters())
         self.parallel = wrap(self.network, device)
         self.optimizer = make_optimizer(self.train, self.network)
-        steps = self._plan(job.snapshot, 0).steps
-        self.schedule = make_schedule(self.train, self.optimizer, total_steps=steps * self.train.epochs)
-        self.position = Position(
-            snapshot=job.snapshot.digest,
-            seed=job.seed,
-            window=self.train.window,
-            lanes=self.train.num_lanes,
-            batch_size=self.train.batch_size,
-        )
+        self.loader = self._loader(job.snapshot, epochs=self.train.epochs)
+        self.schedule = make_schedule(self.train, self.optimizer, total_steps=len(self.loader) * self.train.epochs)
         self.epochs: list[EpochResult] = []
         self.best_epoch = 0
-        self._upcoming: LaneLoader | None = None
+        self._interrupted: tuple[Sums, float] | None = None  # what the epoch to go on with has so far, its seconds
+        self._pace = _Pace(self.train.checkpoint, device)
 
-    def resume(self) -> int:
-        """Go on from the job's last checkpoint, if there is one. Returns the number of epochs done."""
+    def resume(self) -> tuple[int, int]:
+        """Go on from the job's last checkpoint, if there is one. Returns the epoch and the step to go on with.
+
+        Raises:
+            TrainingError: It cannot be read, or belongs to another snapshot, seed or order.
+        """
         path = checkpoint.latest(self.job.folder)
         if path is not None:
-            state = checkpoint.load(path, self.network, self.optimizer, self.schedule, self.position)
+            state = checkpoint.read_state(path)
+            try:
+                self.loader.load_state_dict(state.loader)
+            except DataError as error:
+                raise TrainingError(f"{path}: {error}; remove the folder to start anew") from None
+            generators = checkpoint.load(path, state, self.network, self.optimizer, self.schedule)
             self.epochs, self.best_epoch = list(state.epochs), state.best_epoch
-        return len(self.epochs)
+            if self.loader.step:
+                self._interrupted = (state.sums if self.rank == 0 else Sums(), state.seconds)
+                self._restore_generators(generators)
+        return self.loader.epoch, self.loader.step
 
     def run(self, on_epoch: Callable[[EpochResult], None]) -> None:
-        """Train the epochs that are left, with a checkpoint behind each; then take the best epoch's weights.
+        """Train the epochs that are left; then take the best epoch's weights.
 
         Raises:
             TrainingError: An epoch's receipt does not agree with the Snapshot.
         """
-        try:
+        with self.loader:
+            self._settle()
             while len(self.epochs) < self.train.epochs and not self._should_stop():
-                result = self._epoch(len(self.epochs))
+                result = self._epoch()
                 self.epochs.append(result)
                 self.best_epoch = self._best()
+                self._save(Sums(), 0.0)
                 if self.rank == 0:
-                    self._save()
                     on_epoch(result)
                 dist.barrier()
-        finally:
-            if self._upcoming is not None:
-                self._upcoming.close()
         if self.best_epoch != len(self.epochs) - 1:
-            checkpoint.load_weights(self.job.folder / f"epoch-{self.best_epoch:04d}", self.network)
+            checkpoint.load_weights(self.job.folder / checkpoint.name_of(self.best_epoch + 1, 0), self.network)
 
-    def _epoch(self, epoch: int) -> EpochResult:
-        # Seeded by epoch and rank, so that a run that goes on from a checkpoint draws what it would have drawn.
-        torch.manual_seed((self.job.seed * 1_000_003 + epoch) * 1_009 + self.rank)
-        started, waited = time.perf_counter(), 0.0
-        tally = Tally.zero(self.contract.label, self.device)
-        loader = self._upcoming or self._epoch_loader(epoch)
-        self._upcoming = None
-        progress = _ProgressFile(self.job.progress_path, epoch, loader.plan.steps) if self.rank == 0 else None
+    def _settle(self) -> None:
+        """One pass without weight, so that DistributedDataParallel lays out its buckets before the first step.
+
+        It does so behind the first backward pass it sees, and the order of a sum over ranks depends on the layout: a
+        run that goes on from a checkpoint would else differ in the last bit from one that was never interrupted.
+        """
+        generators = self._generators()
+        tensors = {
+            c.name: torch.zeros((1, *c.shape), dtype=getattr(torch, c.dtype), device=self.device)
+            for c in self.contract.columns
+        }
+        self.network.eval()
+        _, loss = self._forward(self.parallel, tensors)
+        loss.backward(torch.zeros_like(loss))  # type: ignore[no-untyped-call]
+        for parameter in self.parameters:
+            parameter.grad = None
+        self._set_generators(generators)
+
+    def _epoch(self) -> EpochResult:
+        epoch = self.loader.epoch
+        if self.loader.step == 0:
+            # Seeded by epoch and rank, so that a run that goes on behind an epoch draws what it would have drawn.
+            torch.manual_seed((self.job.seed * 1_000_003 + epoch) * 1_009 + self.rank)
+        before, seconds_before = self._interrupted or (Sums(), 0.0)
+        self._interrupted = None
+        started, waited = time.perf_counter() - seconds_before, 0.0
+        tally = Tally(self.job.snapshot, self.contract.label, self.device, before=before)
+        progress = _ProgressFile(self.job.progress_path, epoch, len(self.loader)) if self.rank == 0 else None
         self.parallel.train()
-        try:
-            batches = iter(loader)
-            while True:
-                asked = time.perf_counter()
-                batch = next(batches, None)
-                waited += time.perf_counter() - asked
-                if batch is None:
-                    break
-                self._step(batch, tally)
-                if self._upcoming is None and loader.all_read and epoch + 1 < self.train.epochs:
-                    self._upcoming = self._epoch_loader(epoch + 1)  # reads while this epoch trains
-                if progress:
-                    progress.show(batch.step, tally)
-        finally:
-            loader.close()
-        rows, row_ids, loss, metrics = tally.reduced()
-        seconds = time.perf_counter() - started
-        self._check_receipt(epoch, rows, row_ids)
+        self._pace.start(self.loader.step)
+        batches = iter(self.loader)
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            waited += time.perf_counter() - asked
+            if batch is None:
+                break
+            self._step(batch, tally)
+            if progress:
+                progress.show(batch.step, tally)
+            if self._pace.is_due(batch.step + 1) and batch.step + 1 < len(self.loader):
+                self._save(tally.reduced(), time.perf_counter() - started)
+        sums, seconds = tally.reduced(), time.perf_counter() - started
+        tally.receipt.compare(sums.rows, sums.row_id_sum, epoch=epoch)
         wait_share = torch.tensor(waited / seconds, dtype=torch.float64, device=self.device)
         dist.all_reduce(wait_share, dist.ReduceOp.MAX)
         return EpochResult(
             epoch=epoch,
-            rows=rows,
-            row_id_sum=row_ids,
-            loss=loss,
-            metrics=metrics | self._validate(),
-            rows_per_s=rows / seconds,
+            rows=sums.rows,
+            row_id_sum=sums.row_id_sum,
+            loss=sums.mean_loss(),
+            metrics=sums.metrics(self.contract.label) | self._validate(),
+            rows_per_s=sums.rows / seconds,
             data_wait_share=float(wait_share),
         )
 
     def _step(self, batch: Batch, tally: Tally) -> None:
         """One optimizer step; the batch's rows count once it is done."""
-        tensors = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.tensors.items()}
+        tensors = self._on_device(batch)
         if not batch.rows:
             self.network.eval()  # batch statistics of the row of zeros must not be kept
         outputs, loss = self._forward(self.parallel, tensors)
@@ -145,9 +164,14 @@ class Trainer:
         if self.schedule is not None:
             self.schedule.step()
         if batch.rows:
-            tally.add(tensors, outputs, loss)
+            tally.add(batch, tensors["label"], outputs, loss)
         else:
             self.network.train()
+
+    def _on_device(self, batch: Batch) -> dict[str, Tensor]:
+        return {
+            name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.tensors.items() if name != ROW_ID
+        }
 
     def _forward(self, network: nn.Module, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Outputs of shape (B, K) and the sum of the rows' losses, shape ()."""
@@ -157,58 +181,35 @@ class Trainer:
         outputs = outputs.float() if outputs.dtype == torch.bfloat16 else outputs
         return outputs, summed_loss(outputs, tensors["label"], self.contract.label)
 
-    def _check_receipt(self, epoch: int, rows: int, row_ids: int) -> None:
-        wanted = self.job.snapshot
-        if (rows, row_ids) != (wanted.rows, wanted.row_id_sum):
-            raise TrainingError(
-                f"epoch {epoch}: the receipt does not agree with the Snapshot of {wanted.table} version "
-                f"{wanted.version}: wanted {wanted.rows:,} rows with row_id sum {wanted.row_id_sum:#018x}, seen {rows:,} "
-                f"with {row_ids:#018x}"
-            )
-
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
         snapshot = self.job.validation
         if snapshot is None:
             return {}
-        tally = Tally.zero(self.contract.label, self.device)
-        loader = self._loader(snapshot, self._plan(snapshot, 0, shuffle=False))
+        tally = Tally(snapshot, self.contract.label, self.device)
         self.network.eval()
-        try:
+        with self._loader(snapshot, epochs=1, shuffle=False) as loader:
             for batch in loader:
-                if not batch.rows:
-                    continue
-                tensors = {name: tensor.to(self.device) for name, tensor in batch.tensors.items()}
-                tally.add(tensors, *self._forward(self.network, tensors))
-        finally:
-            loader.close()
-        rows, _, loss, metrics = tally.reduced()
-        if rows != snapshot.rows:
-            raise TrainingError(f"validation: wanted {snapshot.rows:,} rows of {snapshot.table}, seen {rows:,}")
-        return {"validation_loss": loss} | {f"validation_{name}": value for name, value in metrics.items()}
+                if batch.rows:
+                    tensors = self._on_device(batch)
+                    tally.add(batch, tensors["label"], *self._forward(self.network, tensors))
+        sums = tally.reduced()
+        tally.receipt.compare(sums.rows, sums.row_id_sum, epoch=0)
+        values = {"loss": sums.mean_loss(), **sums.metrics(self.contract.label)}
+        return {f"validation_{name}": value for name, value in values.items()}
 
-    def _epoch_loader(self, epoch: int) -> LaneLoader:
-        return self._loader(self.job.snapshot, self._plan(self.job.snapshot, epoch))
-
-    def _plan(self, snapshot: Snapshot, epoch: int, *, shuffle: bool = True) -> EpochPlan:
-        return EpochPlan(
-            shard_rows=tuple(shard.rows for shard in shards_of(snapshot)),
-            lanes=self.train.num_lanes,
-            batch_size=self.train.batch_size,
-            window=self.train.window,
-            seed=self.job.seed,
-            epoch=epoch,
-            shuffle=shuffle,
-        )
-
-    def _loader(self, snapshot: Snapshot, plan: EpochPlan) -> LaneLoader:
+    def _loader(self, snapshot: Snapshot, *, epochs: int, shuffle: bool = True) -> LaneLoader:
         return LaneLoader(
             snapshot,
-            plan,
-            self.contract.columns,
-            self.lanes,
+            self.train.batch_size,
+            lanes=self.train.num_lanes,
+            window=self.train.window,
+            seed=self.job.seed,
+            shuffle=shuffle,
+            epochs=epochs,
             prefetch_mb=self.train.prefetch_mb,
             pin=self.device.type == "cuda",
+            timeout_s=self.train.timeout_s,
         )
 
     def _watched(self, result: EpochResult) -> float:
@@ -229,16 +230,51 @@ class Trainer:
         stopping = self.train.early_stopping
         return stopping is not None and len(self.epochs) - 1 - self.best_epoch >= stopping.patience
 
-    def _save(self) -> None:
-        state = State(
-            position=self.position,
-            epochs=self.epochs,
-            best_epoch=self.best_epoch,
-            schedule=checkpoint.schedule_state(self.schedule),
-            param_groups=checkpoint.param_groups(self.optimizer),
-        )
-        checkpoint.save(self.job.folder, self.network, self.optimizer, self.schedule, state)
-        checkpoint.prune(self.job.folder, keep=self.job.keep_checkpoints, best_epoch=self.best_epoch)
+    def _save(self, sums: Sums, seconds: float) -> None:
+        """Leave a checkpoint from which training goes on with the loader's next step; collective."""
+        generators = self._gathered_generators()
+        if self.rank == 0:
+            state = State(
+                loader=self.loader.state_dict(),
+                sums=sums,
+                seconds=seconds,
+                epochs=self.epochs,
+                best_epoch=self.best_epoch,
+                schedule=checkpoint.schedule_state(self.schedule),
+                param_groups=checkpoint.param_groups(self.optimizer),
+            )
+            checkpoint.save(self.job.folder, self.network, self.optimizer, state, generators)
+            checkpoint.prune(self.job.folder, keep=self.job.keep_checkpoints, best_epoch=self.best_epoch)
+
+    def _generators(self) -> dict[str, Tensor]:
+        """The states of this rank's random generators."""
+        found = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            found["cuda"] = torch.cuda.get_rng_state(self.device)
+        return found
+
+    def _set_generators(self, states: dict[str, Tensor]) -> None:
+        torch.set_rng_state(states["cpu"])
+        if "cuda" in states and self.device.type == "cuda":
+            torch.cuda.set_rng_state(states["cuda"], self.device)
+
+    def _gathered_generators(self) -> dict[str, Tensor]:
+        """Those of all ranks, as `cpu.0`, `cpu.1`, ...; collective."""
+        gathered: dict[str, Tensor] = {}
+        for name, state in self._generators().items():
+            parts = [torch.empty_like(state, device=self.device) for _ in range(self.world)]
+            dist.all_gather(parts, state.to(self.device))
+            gathered |= {f"{name}.{rank}": part.cpu() for rank, part in enumerate(parts)}
+        return gathered
+
+    def _restore_generators(self, gathered: dict[str, Tensor]) -> None:
+        """At another world size there is no state to go on from: seeded by the step as well."""
+        mine = {name.partition(".")[0]: s for name, s in gathered.items() if name.endswith(f".{self.rank}")}
+        if sum(name.startswith("cpu.") for name in gathered) == self.world:
+            self._set_generators(mine)
+        else:
+            step = self.loader.epoch * 1_000_003 + self.loader.step
+            torch.manual_seed((self.job.seed * 1_000_003 + step) * 1_009 + self.rank)
 
 
 def make_optimizer(train: Train, network: nn.Module) -> Optimizer:
@@ -276,6 +312,42 @@ def make_schedule(train: Train, optimizer: Optimizer, *, total_steps: int) -> LR
     except (TypeError, ValueError) as error:
         raise ConfigError(f"train.schedule: {name}: {error}") from None
     return schedule
+
+
+class _Pace:
+    """When a checkpoint inside an epoch is due, told alike on all ranks.
+
+    A step is the only clock that ranks share, so rank 0 turns seconds into steps, and looks again at that step.
+    """
+
+    FIRST_LOOK_STEPS = 8
+
+    def __init__(self, every: Checkpoint, device: torch.device) -> None:
+        self._every, self._device = every, device
+        self._from_step, self._since, self._next = 0, 0.0, 0
+
+    def start(self, step: int) -> None:
+        """An epoch begins, or goes on, with `step`."""
+        self._from_step, self._since = step, time.monotonic()
+        self._next = step + (self._every.every_steps or self.FIRST_LOOK_STEPS)
+
+    def is_due(self, step: int) -> bool:
+        """Whether to leave a checkpoint in front of `step`; collective, at steps that all ranks know."""
+        if step < self._next:
+            return False
+        if self._every.every_steps:
+            self._next = step + self._every.every_steps
+            return True
+        elapsed = time.monotonic() - self._since
+        per_step = max(elapsed / (step - self._from_step), 1e-6)
+        is_due = elapsed > self._every.every_s - per_step
+        left = self._every.every_s - (0.0 if is_due else elapsed)
+        told = torch.tensor([is_due, max(1, int(left / per_step))], dtype=torch.int64, device=self._device)
+        dist.broadcast(told, 0)
+        self._next = step + int(told[1])
+        if told[0]:
+            self._from_step, self._since = step, time.monotonic()
+        return bool(told[0])
 
 
 class _ProgressFile:

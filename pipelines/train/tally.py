@@ -1,71 +1,90 @@
-"""What a rank adds up over an epoch, from the rows of each batch after its optimizer step."""
-
-from dataclasses import dataclass, field
+"""What a rank adds up over an epoch, from each batch after its optimizer step."""
 
 import torch
 import torch.distributed as dist
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from pipelines.lake import UINT64, LabelSpec
+from pipelines.lake import LabelSpec, Snapshot
 from pipelines.models.build import row_scores
+from pipelines.stream.epoch import Batch
+from pipelines.stream.receipt import EpochReceipt
 
-TALLY_ELEMENTS = 1 << 16  # outputs that are kept until they are added up: a few large operations, not many small ones
+WAITING_ELEMENTS = 1 << 16  # outputs that are kept until they are added up: a few large operations, not many small ones
 
 
-@dataclass
-class Tally:
-    """Sums in tensors on the rank's device, so that no step waits for a number.
+class Sums(BaseModel):
+    """A tally over all ranks, as a checkpoint holds it.
 
     Attributes:
-        row_ids: Sum of the row ids, which wraps as int64 does, so modulo 2^64.
+        loss: Sum of the rows' losses.
+        score: Sum of the rows' scores, by which accuracy or RMSE is taken.
     """
 
-    spec: LabelSpec
-    rows: Tensor
-    row_ids: Tensor
-    loss: Tensor
-    score: Tensor
-    waiting: list[tuple[Tensor, Tensor, Tensor, Tensor]] = field(default_factory=list)
-    waiting_elements: int = 0
+    model_config = ConfigDict(frozen=True)
 
-    @classmethod
-    def zero(cls, spec: LabelSpec, device: torch.device) -> "Tally":
-        """Nothing added yet."""
-        whole = torch.zeros((), dtype=torch.int64, device=device)
-        real = torch.zeros((), dtype=torch.float64, device=device)
-        return cls(spec=spec, rows=whole.clone(), row_ids=whole.clone(), loss=real.clone(), score=real.clone())
+    rows: int = 0
+    row_id_sum: int = 0
+    loss: float = 0.0
+    score: float = 0.0
 
-    def add(self, tensors: dict[str, Tensor], outputs: Tensor, loss: Tensor) -> None:
-        """Count the rows of one batch, each by its row id; `loss` is the sum of theirs."""
-        self.waiting.append((tensors["row_id"], tensors["label"], outputs.detach(), loss.detach()))
-        self.waiting_elements += outputs.numel()
-        if self.waiting_elements >= TALLY_ELEMENTS:
+    def mean_loss(self) -> float:
+        """The mean loss of a row."""
+        return self.loss / max(self.rows, 1)
+
+    def metrics(self, spec: LabelSpec) -> dict[str, float]:
+        """Accuracy, or RMSE for a real label."""
+        mean = self.score / max(self.rows, 1)
+        return {"rmse": mean**0.5} if spec.kind == "real" else {"accuracy": mean}
+
+
+class Tally:
+    """Receipt, loss and score of this rank; sums stay on its device, so that no step waits for a number.
+
+    Args:
+        snapshot: What the epoch reads.
+        spec: What the label means.
+        device: Where the rank computes.
+        before: What all ranks together had when the epoch was interrupted; one rank takes it over.
+    """
+
+    def __init__(
+        self, snapshot: Snapshot, spec: LabelSpec, device: torch.device, *, before: Sums | None = None
+    ) -> None:
+        before = before or Sums()
+        self.receipt = EpochReceipt(snapshot)
+        self.receipt.load_state_dict({"rows": before.rows, "row_id_sum": before.row_id_sum})
+        self._spec, self._device = spec, device
+        self._sums = torch.tensor([before.loss, before.score], dtype=torch.float64, device=device)
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._waiting_elements = 0
+
+    def add(self, batch: Batch, labels: Tensor, outputs: Tensor, loss: Tensor) -> None:
+        """Count a batch with rows; labels and outputs are on the device, `loss` is the sum of its rows'."""
+        self.receipt.add(batch)
+        self._waiting.append((labels, outputs.detach(), loss.detach()))
+        self._waiting_elements += outputs.numel()
+        if self._waiting_elements >= WAITING_ELEMENTS:
             self._add_up()
-
-    def _add_up(self) -> None:
-        if not self.waiting:
-            return
-        *rows, losses = zip(*self.waiting, strict=True)
-        row_ids, labels, outputs = (torch.cat(parts) for parts in rows)
-        self.waiting, self.waiting_elements = [], 0
-        self.rows += row_ids.numel()
-        self.row_ids += row_ids.sum()
-        self.loss += torch.stack(losses).sum(dtype=torch.float64)
-        self.score += row_scores(outputs, labels, self.spec).sum(dtype=torch.float64)
 
     def mean_loss(self) -> float:
         """The mean loss of this rank's rows so far."""
         self._add_up()
-        return float(self.loss) / max(int(self.rows), 1)
+        return float(self._sums[0]) / max(self.receipt.rows, 1)
 
-    def reduced(self) -> tuple[int, int, float, dict[str, float]]:
-        """Over all ranks: rows, row id sum modulo 2^64, mean loss, metrics."""
+    def reduced(self) -> Sums:
+        """The sums over all ranks; collective."""
         self._add_up()
-        whole, real = torch.stack([self.rows, self.row_ids]), torch.stack([self.loss, self.score])
-        dist.all_reduce(whole)
-        dist.all_reduce(real)
-        rows, row_ids = (int(x) for x in whole)
-        mean = real / max(rows, 1)
-        score = float(mean[1])
-        metrics = {"rmse": score**0.5} if self.spec.kind == "real" else {"accuracy": score}
-        return rows, row_ids % UINT64, float(mean[0]), metrics
+        rows, row_ids = self.receipt.reduced(self._device)
+        sums = self._sums.clone()
+        dist.all_reduce(sums)
+        return Sums(rows=rows, row_id_sum=row_ids, loss=float(sums[0]), score=float(sums[1]))
+
+    def _add_up(self) -> None:
+        if not self._waiting:
+            return
+        labels, outputs, losses = zip(*self._waiting, strict=True)
+        self._waiting, self._waiting_elements = [], 0
+        self._sums[0] += torch.stack(losses).sum(dtype=torch.float64)
+        scores = row_scores(torch.cat(outputs), torch.cat(labels), self._spec)
+        self._sums[1] += scores.sum(dtype=torch.float64)

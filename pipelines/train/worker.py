@@ -81,11 +81,15 @@ def _work(job: TrainJob, rank: int) -> None:
     resumed = trainer.resume()
     started = time.monotonic()
 
-    def on_epoch(result: EpochResult) -> None:
+    def tell(result: EpochResult) -> None:
         with job.epochs_path.open("a", encoding="utf-8") as file:
             file.write(result.model_dump_json() + "\n")
 
-    trainer.run(on_epoch)
+    if rank == 0:
+        job.epochs_path.unlink(missing_ok=True)
+        for done in trainer.epochs:
+            tell(done)
+    trainer.run(tell)
     seconds = time.monotonic() - started
     dist.barrier()
     dist.destroy_process_group()

@@ -90,6 +90,24 @@ def test_rows_dropped_or_repeated_twice_fail_by_name(
         read_shards(shards_of(snapshot), [ROW_ID])
 
 
+@pytest.mark.parametrize("how", ["drop", "repeat", "reorder"])
+def test_row_groups_dropped_repeated_or_reordered_are_caught(
+    snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """By name, whatever their rows: three files with as many rows each would pass a count."""
+    process = reader.ArrowReaderWorker.process
+
+    def altered(self: Any, piece_index: int, **rest: Any) -> None:
+        if how != "drop" or piece_index:
+            process(self, 2 - piece_index if how == "reorder" else piece_index, **rest)
+        if how == "repeat":
+            process(self, piece_index, **rest)
+
+    monkeypatch.setattr(reader.ArrowReaderWorker, "process", altered)
+    with pytest.raises(DataError, match=r"part-.*: wanted it next, seen .*part-.* in two reads"):
+        read_shards(shards_of(snapshot), [ROW_ID])
+
+
 def test_a_worker_that_raises_fails_the_read(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("no such disk")
@@ -150,10 +168,3 @@ def test_reading_is_quiet(snapshot: Snapshot, capfd: pytest.CaptureFixture[str])
         read_shards(shards_of(snapshot), [ROW_ID])
     captured = capfd.readouterr()
     assert captured.out == captured.err == ""
-
-
-def test_several_row_groups_a_file_are_refused(tmp_path: Path) -> None:
-    snapshot = feature_table(tmp_path / "t", [5], contract_of(DENSE))
-    file = snapshot.files[0].model_copy(update={"row_groups": ((3, 1), (2, 1))})
-    with pytest.raises(DataError, match="wanted one row group a file, seen 2"):
-        shards_of(snapshot.model_copy(update={"files": (file,)}))

@@ -12,11 +12,11 @@ from pipelines.config.catalog import OPTIMIZERS, SCHEDULES
 from pipelines.config.learning import Train
 from pipelines.errors import TrainingError
 from pipelines.train import checkpoint
-from pipelines.train.checkpoint import Position, State
+from pipelines.train.checkpoint import State
 from pipelines.train.job import EpochResult
 from pipelines.train.loop import make_optimizer, make_schedule
+from pipelines.train.tally import Sums
 
-POSITION = Position(snapshot="s", seed=0, window=4, lanes=2, batch_size=4)
 NEEDED = {
     "MultiStepLR": {"milestones": [3, 5]},
     "StepLR": {"step_size": 2},
@@ -45,19 +45,24 @@ class Run:
             if self.schedule:
                 self.schedule.step()
 
-    def save(self, folder: Path, epochs: int = 1, best: int = 0) -> Path:
+    def save(self, folder: Path, epochs: int = 1, *, step: int = 0) -> Path:
         epoch = EpochResult(epoch=0, rows=1, row_id_sum=2, loss=0.5, metrics={}, rows_per_s=1.0, data_wait_share=0.0)
         state = State(
-            position=POSITION,
+            loader={"epoch": epochs, "step": step},
+            sums=Sums(rows=3 * step),
+            seconds=1.5,
             epochs=[epoch] * epochs,
-            best_epoch=best,
+            best_epoch=0,
             schedule=checkpoint.schedule_state(self.schedule),
             param_groups=checkpoint.param_groups(self.optimizer),
         )
-        return checkpoint.save(folder, self.network, self.optimizer, self.schedule, state)
+        return checkpoint.save(folder, self.network, self.optimizer, state, {"cpu.0": torch.get_rng_state()})
 
-    def load(self, path: Path, position: Position = POSITION) -> State:
-        return checkpoint.load(path, self.network, self.optimizer, self.schedule, position)
+    def load(self, path: Path) -> State:
+        state = checkpoint.read_state(path)
+        generators = checkpoint.load(path, state, self.network, self.optimizer, self.schedule)
+        torch.set_rng_state(generators["cpu.0"])
+        return state
 
 
 @pytest.mark.parametrize(
@@ -78,8 +83,8 @@ def test_files_are_safetensors_and_json(tmp_path: Path) -> None:
     run = Run(optimizer="Adam")
     run.steps(1)
     path = run.save(tmp_path)
-    assert sorted(os.listdir(path)) == ["model.safetensors", "optimizer.safetensors", "state.json"]
-    for name in ("model.safetensors", "optimizer.safetensors"):
+    assert sorted(os.listdir(path)) == ["model.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json"]
+    for name in ("model.safetensors", "optimizer.safetensors", "rng.safetensors"):
         with safe_open(path / name, "pt") as file:
             assert list(file.keys())
 
@@ -88,29 +93,39 @@ def test_a_half_written_checkpoint_does_not_count(tmp_path: Path) -> None:
     run = Run()
     run.steps(1)
     path = run.save(tmp_path, epochs=1)
-    (tmp_path / ".epoch-0001.123").mkdir()
-    (tmp_path / ".epoch-0001.123" / "model.safetensors").write_bytes(b"half")
+    half = tmp_path / ".epoch-0001-step-00000009.123"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
     assert checkpoint.latest(tmp_path) == path
+    checkpoint.prune(tmp_path, keep=2, best_epoch=0)
+    assert not half.exists() and path.exists()
+
+
+def test_the_last_is_that_of_the_latest_step(tmp_path: Path) -> None:
+    run = Run()
+    for epochs, step in ((1, 0), (0, 90), (1, 1200), (1, 300)):
+        run.save(tmp_path, epochs, step=step)
+    path = checkpoint.latest(tmp_path)
+    assert path is not None and path.name == "epoch-0001-step-00001200"
+    state = run.load(path)
+    assert (state.loader, state.sums.rows, state.seconds) == ({"epoch": 1, "step": 1200}, 3600, 1.5)
 
 
 def test_the_last_ones_and_the_best_are_kept(tmp_path: Path) -> None:
     run = Run()
     run.steps(1)
     for epochs in range(1, 7):
-        run.save(tmp_path, epochs=epochs, best=1)
+        run.save(tmp_path, epochs=epochs)
+        run.save(tmp_path, epochs=epochs, step=7)
         checkpoint.prune(tmp_path, keep=2, best_epoch=1)
-    assert sorted(os.listdir(tmp_path)) == ["epoch-0001", "epoch-0004", "epoch-0005"]
+    assert sorted(os.listdir(tmp_path)) == [
+        "epoch-0002-step-00000000",
+        "epoch-0006-step-00000000",
+        "epoch-0006-step-00000007",
+    ]
 
 
-@pytest.mark.parametrize("key", ["snapshot", "seed", "window", "lanes", "batch_size"])
-def test_another_position_is_refused_by_name(tmp_path: Path, key: str) -> None:
-    path = Run().save(tmp_path)
-    other = POSITION.model_copy(update={key: "other" if key == "snapshot" else 99})
-    with pytest.raises(TrainingError, match=f"{key}: wanted"):
-        Run().load(path, other)
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json"])
 def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
     path = Run().save(tmp_path)
     (path / name).write_bytes(b"\x80\x04\x95nonsense")

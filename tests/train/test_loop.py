@@ -1,6 +1,8 @@
 """Training is the same at any number of ranks, accounts for every row, and goes on where it stopped."""
 
+import contextlib
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,8 @@ from pipelines.config.learning import Model, Train
 from pipelines.errors import ConfigError, TrainingError
 from pipelines.features.fitted import FittedFeatures, FittedLabel
 from pipelines.lake import LabelSpec, Snapshot
-from pipelines.stream.loader import Batch, LaneLoader
-from pipelines.train import loop
+from pipelines.stream import Batch, LaneLoader
+from pipelines.train import checkpoint, loop
 from pipelines.train.job import EpochResult, TrainJob
 from pipelines.train.loop import Trainer
 from tests.ranks import run_ranks
@@ -116,11 +118,83 @@ def test_goes_on_from_a_checkpoint_bit_for_bit(tmp_path: Path, snapshot: Snapsho
     assert [e.loss for e in resumed[1]] == [e.loss for e in whole[1]]
 
 
+def interrupted(job: TrainJob, steps: int) -> list[list[int]]:
+    """On a rank: train, and stop without notice before step `steps`; the row ids of each step's batch."""
+    trainer = Trainer(job, torch.device("cpu"))
+    trainer.resume()
+    taken: list[list[int]] = []
+    step = trainer._step
+
+    def counting(batch: Batch, tally: Any) -> None:
+        if len(taken) == steps:
+            raise InterruptedError
+        taken.append(batch.tensors["row_id"][: batch.rows].tolist())
+        step(batch, tally)
+
+    trainer._step = counting  # type: ignore[method-assign]
+    with contextlib.suppress(InterruptedError):
+        trainer.run(lambda _: None)
+    return taken
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_goes_on_inside_an_epoch_bit_for_bit(tmp_path: Path, snapshot: Snapshot, world: int) -> None:
+    """With dropout and batch statistics, an optimizer with state and a schedule."""
+    settings = {
+        "optimizer": {"name": "AdamW", "weight_decay": 0.1},
+        "schedule": {"name": "OneCycleLR"},
+        "checkpoint": {"every_steps": 4},
+        "epochs": 3,
+    }
+    network = {"network": "mlp", "hidden": [8, 5], "dropout": 0.3}
+    whole = run_ranks(world, train, job_of(tmp_path / "a", snapshot, network=network, **settings))
+    job = job_of(tmp_path / "b", snapshot, network=network, **settings)
+    for steps in (7, 3, 9):  # 9 steps an epoch: within one, before its first checkpoint, and over its end
+        run_ranks(world, interrupted, job, steps)
+    for (weights, epochs), (wanted, wanted_epochs) in zip(run_ranks(world, train, job), whole, strict=True):
+        for name, values in wanted.items():
+            np.testing.assert_array_equal(weights[name], values)
+        assert [(e.rows, e.row_id_sum, e.loss) for e in epochs] == [
+            (e.rows, e.row_id_sum, pytest.approx(e.loss, abs=1e-12)) for e in wanted_epochs
+        ]
+
+
+def test_goes_on_at_other_world_sizes_with_the_same_global_batches(tmp_path: Path, snapshot: Snapshot) -> None:
+    """In float64; a restart repeats what came behind the last checkpoint, and nothing else."""
+    settings = {"checkpoint": {"every_steps": 4}, "epochs": 2}
+    alone = job_of(tmp_path / "a", snapshot, **settings)
+    wanted = run_ranks(1, interrupted, alone, 100)[0]
+    weights, epochs = run_ranks(1, train, alone)[0]
+    job = job_of(tmp_path / "b", snapshot, **settings)
+    steps: list[list[int]] = []
+    for world, stop, done in ((4, 6, 0), (2, 3, 4), (3, 9, 4)):
+        ranks = run_ranks(world, interrupted, job, stop)
+        steps = steps[:done] + [list(chain(*parts)) for parts in zip(*ranks, strict=True)]
+        assert steps == wanted[: len(steps)]
+    for other, other_epochs in run_ranks(5, train, job):
+        for name, values in weights.items():
+            np.testing.assert_allclose(other[name], values, rtol=0, atol=1e-13)
+        for ours, theirs in zip(other_epochs, epochs, strict=True):
+            assert (ours.rows, ours.row_id_sum) == (theirs.rows, theirs.row_id_sum)
+            assert ours.loss == pytest.approx(theirs.loss, abs=1e-12)
+
+
+def test_checkpoints_by_the_clock(tmp_path: Path, snapshot: Snapshot) -> None:
+    job = job_of(tmp_path, snapshot, checkpoint={"every_s": 0.001}, epochs=1).model_copy(
+        update={"keep_checkpoints": 99}
+    )
+    run_ranks(2, train, job)
+    assert sorted(path.name for path in tmp_path.glob("epoch-*")) == [
+        checkpoint.name_of(0, 8),
+        checkpoint.name_of(1, 0),
+    ]
+
+
 def test_a_checkpoint_of_another_seed_or_batch_is_refused(tmp_path: Path, snapshot: Snapshot) -> None:
     run_ranks(1, train, job_of(tmp_path, snapshot, epochs=1))
-    with pytest.raises(TrainingError, match="batch_size: wanted 6, the checkpoint has 12"):
+    with pytest.raises(TrainingError, match=r"epoch-0001-step-00000000: loader state: batch_size: wanted 6, .* has 12"):
         run_ranks(1, train, job_of(tmp_path, snapshot, batch_size=6))
-    with pytest.raises(TrainingError, match="seed: wanted 1, the checkpoint has 0"):
+    with pytest.raises(TrainingError, match="seed: wanted 1, the state has 0"):
         run_ranks(1, train, job_of(tmp_path, snapshot).model_copy(update={"seed": 1}))
 
 
@@ -139,7 +213,7 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path: Path, snapshot: Snapshot)
     losses = [epoch.metrics["validation_loss"] for epoch in epochs]
     best = losses.index(min(losses))
     assert len(epochs) == best + 3 < 30
-    for name, values in load_file(job.folder / f"epoch-{best:04d}" / "model.safetensors").items():
+    for name, values in load_file(job.folder / checkpoint.name_of(best + 1, 0) / "model.safetensors").items():
         np.testing.assert_array_equal(values, weights[name])
 
 

@@ -1,4 +1,4 @@
-"""The lake's folders, and Snapshot: a Delta table pinned at a version, with its files, rows and digest.
+"""Snapshot: a Delta table pinned at a version, with its files, rows and digest.
 
 A Snapshot is read from the Delta log and the Parquet footers without a JVM, and travels as JSON. Format:
 https://github.com/delta-io/delta/blob/master/PROTOCOL.md
@@ -16,110 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
-from pydantic import BaseModel, ConfigDict
 
-from pipelines.config.load import lake_root
 from pipelines.errors import LakeError, one_line
+from pipelines.lake.contract import CONTRACT_KEY, Contract, Frozen
+from pipelines.lake.row_ids import ROW_ID, UINT64, sum_position_ids, sum_row_ids
 from pipelines.receipt import digest_of
 
-CONTRACT_KEY = "headrace.contract"
-UINT64 = 1 << 64
 
-
-def table_path(workload: str, name: str) -> Path:
-    """Where a workload's Delta table lies."""
-    return lake_root() / "tables" / workload / name
-
-
-def runs_path(workload: str) -> Path:
-    """Where a workload's receipts and checkpoints lie."""
-    return lake_root() / "runs" / workload
-
-
-def scratch_path(workload: str) -> Path:
-    """Where a workload's run keeps files for a while; the next run removes what a killed one left."""
-    path = lake_root() / "tmp" / workload
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def receipt_path(workload: str, stage: str) -> Path:
-    """Where a stage leaves its receipt."""
-    return runs_path(workload) / f"{stage}.json"
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Column(_Frozen):
-    """One column of a feature table.
-
-    Attributes:
-        kind: What it means. A sparse input is two columns, its ids and its weights.
-        dtype: numpy's name of an element.
-        shape: Shape of one row's value; `()` for a scalar.
-        names: The source columns behind each place, where there are such.
-        sizes: For ids, the number of distinct ids of each place; for sparse ids, of all.
-        scale: For images, what 0 and 255 become in torch.
-    """
-
-    name: str
-    kind: Literal["row_id", "label", "dense", "ids", "image", "sparse_ids", "sparse_weights"]
-    dtype: Literal["uint8", "int64", "float32", "float64"]
-    shape: tuple[int, ...] = ()
-    names: tuple[str, ...] = ()
-    sizes: tuple[int, ...] = ()
-    scale: tuple[float, float] = (0.0, 1.0)
-
-    @property
-    def width(self) -> int:
-        """Elements of one row's value."""
-        width = 1
-        for size in self.shape:
-            width *= size
-        return width
-
-    @property
-    def bytes_per_row(self) -> int:
-        """Raw bytes of one row's value."""
-        return self.width * {"uint8": 1, "float32": 4}.get(self.dtype, 8)
-
-
-class LabelSpec(_Frozen):
-    """What the label means.
-
-    Attributes:
-        classes: For class labels, the value behind each class index.
-        mean: For a real label, its mean over the training split; the networks learn (label - mean) / std.
-        std: Its standard deviation there, 1 where it is constant.
-    """
-
-    kind: Literal["binary", "multiclass", "real"]
-    column: str
-    classes: tuple[str, ...] = ()
-    mean: float = 0.0
-    std: float = 1.0
-
-    @property
-    def num_outputs(self) -> int:
-        """Outputs that a network needs: a logit a class, one for a binary label, one for a number."""
-        return len(self.classes) if self.kind == "multiclass" else 1
-
-
-class Contract(_Frozen):
-    """The columns of a feature table and their meaning; travels in the commit's `userMetadata`."""
-
-    columns: tuple[Column, ...]
-    label: LabelSpec
-
-    @property
-    def inputs(self) -> tuple[Column, ...]:
-        """The columns that a model takes, in the order of its arguments."""
-        return tuple(column for column in self.columns if column.kind not in ("row_id", "label"))
-
-
-class File(_Frozen):
+class File(Frozen):
     """A Parquet file of a table: path relative to the table, size, and rows and bytes of each row group."""
 
     path: str
@@ -132,13 +36,15 @@ class File(_Frozen):
         return sum(rows for rows, _ in self.row_groups)
 
 
-class Snapshot(_Frozen):
+class Snapshot(Frozen):
     """A Delta table pinned at a version.
 
     Attributes:
         table: The table's folder.
         files: Sorted by path.
-        row_id_sum: Sum of the `row_id` column modulo 2^64; with `rows`, the row digest.
+        contract: What the features stage says of the columns; None for a table that another tool wrote.
+        row_ids: Where a row's `row_id` comes from: the column of that name, or the row's position in the table.
+        row_id_sum: Sum of `row_id` modulo 2^64; with `rows`, the row digest.
     """
 
     table: str
@@ -147,6 +53,7 @@ class Snapshot(_Frozen):
     contract: Contract | None
     rows: int
     row_id_sum: int
+    row_ids: Literal["column", "position"] = "column"
 
     @cached_property
     def digest(self) -> str:
@@ -175,7 +82,7 @@ class Snapshot(_Frozen):
         """Pin `table` at `version`, the latest by default.
 
         Args:
-            table: Folder of a Delta table with an int64 column `row_id`.
+            table: Folder of a Delta table. Without an int64 column `row_id`, rows are known by their position.
             version: The Delta version; None for the latest.
             row_id_sum: The sum of `row_id` modulo 2^64 where it is known from the write; else it is read.
 
@@ -183,16 +90,24 @@ class Snapshot(_Frozen):
             LakeError: There is no such table or version, its files are gone, or it uses a feature that would
                 give other rows than its files hold (deletion vectors, column mapping, partition columns).
         """
-        delta = _open_delta(Path(table), version)
-        _refuse_features(Path(table), delta)
-        files = _read_footers(Path(table), delta)
+        path = Path(table)
+        delta = _open_delta(path, version)
+        _refuse_features(path, delta)
+        files = _read_footers(path, delta)
+        rows = sum(file.rows for file in files)
+        row_ids: Literal["column", "position"] = "column" if ROW_ID in _int64_columns(delta) else "position"
+        if row_ids == "position":
+            row_id_sum = sum_position_ids(rows)
+        elif row_id_sum is None:
+            row_id_sum = sum_row_ids([path / file.path for file in files])
         return cls(
-            table=str(Path(table).absolute()),
+            table=str(path.absolute()),
             version=delta.version(),
             files=tuple(files),
-            contract=_read_contract(Path(table), delta.version()),
-            rows=sum(file.rows for file in files),
-            row_id_sum=_sum_row_ids(Path(table), files) if row_id_sum is None else row_id_sum % UINT64,
+            contract=_read_contract(path, delta.version()),
+            rows=rows,
+            row_id_sum=row_id_sum % UINT64,
+            row_ids=row_ids,
         )
 
 
@@ -275,13 +190,5 @@ def _read_contract(table: Path, version: int) -> Contract | None:
     return None
 
 
-def _sum_row_ids(table: Path, files: list[File]) -> int:
-    def of_file(file: File) -> int:
-        try:
-            column = pq.read_table(table / file.path, columns=["row_id"], partitioning=None).column("row_id")
-        except (pa.ArrowInvalid, KeyError) as error:
-            raise LakeError(f"{table / file.path}: wanted an int64 column row_id: {one_line(str(error))}") from None
-        return sum(int(chunk.to_numpy().view("uint64").sum(dtype="uint64")) for chunk in column.chunks)
-
-    with ThreadPoolExecutor(4) as pool:
-        return sum(pool.map(of_file, files)) % UINT64
+def _int64_columns(delta: DeltaTable) -> set[str]:
+    return {field.name for field in pa.schema(delta.schema().to_arrow()) if field.type == pa.int64()}

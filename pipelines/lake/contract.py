@@ -1,0 +1,81 @@
+"""The contract of a feature table: its columns, their dtypes and shapes, and what the label means."""
+
+import math
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+CONTRACT_KEY = "headrace.contract"
+Dtype = Literal["bool", "int8", "uint8", "int16", "int32", "int64", "float32", "float64"]
+
+
+class Frozen(BaseModel):
+    """A value that travels as JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Column(Frozen):
+    """One column of a feature table.
+
+    Attributes:
+        kind: What it means; `value` in a table without a contract. A sparse input is two columns, its ids and its
+            weights.
+        dtype: numpy's name of an element.
+        shape: Shape of one row's value; `()` for a scalar.
+        names: The source columns behind each place, where there are such.
+        sizes: For ids, the number of distinct ids of each place; for sparse ids, of all.
+        scale: For images, what 0 and 255 become in torch.
+    """
+
+    name: str
+    kind: Literal["row_id", "label", "dense", "ids", "image", "sparse_ids", "sparse_weights", "value"]
+    dtype: Dtype
+    shape: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
+    scale: tuple[float, float] = (0.0, 1.0)
+
+    @property
+    def width(self) -> int:
+        """Elements of one row's value."""
+        return math.prod(self.shape)
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Raw bytes of one row's value."""
+        return self.width * np.dtype(self.dtype).itemsize
+
+
+class LabelSpec(Frozen):
+    """What the label means.
+
+    Attributes:
+        classes: For class labels, the value behind each class index.
+        mean: For a real label, its mean over the training split; the networks learn (label - mean) / std.
+        std: Its standard deviation there, 1 where it is constant.
+    """
+
+    kind: Literal["binary", "multiclass", "real"]
+    column: str
+    classes: tuple[str, ...] = ()
+    mean: float = 0.0
+    std: float = 1.0
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs that a network needs: a logit a class, one for a binary label, one for a number."""
+        return len(self.classes) if self.kind == "multiclass" else 1
+
+
+class Contract(Frozen):
+    """The columns of a feature table and their meaning; travels in the commit's `userMetadata`."""
+
+    columns: tuple[Column, ...]
+    label: LabelSpec
+
+    @property
+    def inputs(self) -> tuple[Column, ...]:
+        """The columns that a model takes, in the order of its arguments."""
+        return tuple(column for column in self.columns if column.kind not in ("row_id", "label"))

@@ -1,0 +1,271 @@
+"""EpochReader: a rank's part of an epoch as torch tensors, prepared ahead by threads.
+
+Windows are read by a few threads, each with a Petastorm reader of its own; one more thread gathers batches from
+them. A window is read once a rank, however many of the rank's lanes pass through it, and dropped when the last
+one has.
+"""
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.errors import DataError
+from pipelines.lake import Column
+from pipelines.stream.plan import EpochPlan, Indices, pieces
+from pipelines.stream.reader import Arrays, Shard, read_shards
+
+READ_THREADS = 2
+BLOCK_BYTES = 4 << 20  # batches are gathered some at a time, so that the cost of numpy calls spreads over them
+CLOSE_TIMEOUT_S = 10.0
+_END = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A rank's part of a global batch.
+
+    Attributes:
+        step: Number of the global batch in the epoch.
+        tensors: Column name to tensor of shape (rows, ...). Where the rank has no rows in this step, one row of
+            zeros, so that collectives stay aligned.
+        rows: Rows of this rank, 0 where `tensors` is the row of zeros.
+        global_rows: Rows of the global batch over all ranks.
+    """
+
+    step: int
+    tensors: dict[str, Tensor]
+    rows: int
+    global_rows: int
+
+
+class EpochReader:
+    """Iterates over a rank's batches of one epoch, from `start_step` on.
+
+    Args:
+        shards: Those that the plan orders.
+        plan: Order of the epoch; `shard_rows` are those of `shards`.
+        columns: Columns to read.
+        lanes: The rank's lanes.
+        start_step: The first global batch; any costs the same to start from.
+        prefetch_mb: Memory for batches made ahead and for windows read ahead of their turn.
+        pin: Page-locked tensors, for asynchronous copies to a GPU.
+        timeout_s: The longest wait for a batch.
+
+    Raises:
+        DataError: From the iterator, when a shard cannot be read as planned, or not in time.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        plan: EpochPlan,
+        columns: Sequence[Column],
+        lanes: Sequence[int],
+        *,
+        start_step: int = 0,
+        prefetch_mb: int = 64,
+        pin: bool = False,
+        timeout_s: float = 300.0,
+    ) -> None:
+        self.plan, self.first = plan, start_step
+        self._shards, self._columns, self._lanes = shards, list(columns), list(lanes)
+        self._pin, self._timeout_s = pin, timeout_s
+        self._row_bytes = sum(column.bytes_per_row for column in columns)
+        lane_bytes = max(1, plan.lane_batch * len(self._lanes) * self._row_bytes)
+        self._block_steps = max(1, BLOCK_BYTES // lane_bytes)
+        self._budget = prefetch_mb * 1_000_000
+        ahead = max(1, self._budget // 2 // (self._block_steps * lane_bytes))
+        self._blocks: queue.Queue[_Block | Exception | None] = queue.Queue(maxsize=min(ahead, 16))
+        self._stop, self._all_read = threading.Event(), threading.Event()
+        self._windows: _Windows | None = None
+        self._thread = threading.Thread(target=self._produce, name="lanes", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[Batch]:
+        step = self.first
+        while (block := self._next_block(step)) is not _END:
+            yield from block.batches(self.plan)
+            step = block.first + len(block.sizes)
+
+    def _next_block(self, step: int) -> "_Block | None":
+        try:
+            block = self._blocks.get(timeout=self._timeout_s)
+        except queue.Empty:
+            reading = self._windows.reading() if self._windows else "nothing yet"
+            raise DataError(
+                f"lanes {self._lanes[0]} to {self._lanes[-1]}, epoch {self.plan.epoch}, step {step}: wanted rows within "
+                f"{self._timeout_s:g} s, still reading {reading}; look at the disk, or raise train.timeout_s"
+            ) from None
+        if isinstance(block, Exception):
+            raise block
+        return block
+
+    @property
+    def all_read(self) -> bool:
+        """Whether every file is read, so that another loader may begin."""
+        return self._all_read.is_set()
+
+    def close(self) -> None:
+        """Stop the threads; safe to call at any time. A read that hangs is left behind, in a daemon thread."""
+        self._stop.set()
+        limit = time.monotonic() + CLOSE_TIMEOUT_S
+        while self._thread.is_alive() and time.monotonic() < limit:
+            with contextlib.suppress(queue.Empty):
+                self._blocks.get(timeout=0.05)
+
+    def _put(self, item: "_Block | Exception | None") -> None:
+        while not self._stop.is_set():
+            try:
+                return self._blocks.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def _produce(self) -> None:
+        with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read") as pool:
+            try:
+                self._windows = _Windows(self, pool)
+                self._produce_blocks(self._windows)
+                self._put(_END)
+            except Exception as error:
+                self._put(error)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _produce_blocks(self, windows: "_Windows") -> None:
+        for first in range(self.first, self.plan.steps, self._block_steps):
+            if self._stop.is_set():
+                return
+            last = min(first + self._block_steps, self.plan.steps)
+            windows.read_ahead(last)
+            block = self._gather(windows, first, last)
+            windows.drop_before(last)
+            self._put(block)
+
+    def _gather(self, windows: "_Windows", first: int, last: int) -> "_Block":
+        """The batches of steps [first, last), in the order step, lane, row."""
+        positions, sizes = self._positions(first, last)
+        starts = self.plan.window_starts
+        window_of = np.searchsorted(starts, positions, side="right") - 1
+        needed = np.unique(window_of).tolist()
+        if len(needed) == 1:  # all rows from one window: gather them in their final order
+            order = windows.rows(needed[0])[positions - starts[needed[0]]]
+            arrays = {k: v.take(order, axis=0, mode="clip") for k, v in windows.arrays(needed[0]).items()}
+        else:
+            arrays = {c.name: np.empty((len(positions), *c.shape), dtype=c.dtype) for c in self._columns}
+            for window in needed:
+                places = np.flatnonzero(window_of == window)
+                chosen = windows.rows(window)[positions[places] - starts[window]]
+                for name, values in windows.arrays(window).items():
+                    arrays[name][places] = values.take(chosen, axis=0, mode="clip")
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        if self._pin:
+            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        parts = {name: torch.split(tensor, sizes) for name, tensor in tensors.items()}
+        return _Block(first, sizes, parts)
+
+    def _positions(self, first: int, last: int) -> tuple[Indices, list[int]]:
+        """The rank's part of steps [first, last) as positions of the sequence, and how many each step takes."""
+        bounds = self.plan.batch_bounds(self._lanes, first, last)
+        sizes = np.diff(bounds, axis=0)  # of shape (steps, lanes)
+        ends = np.cumsum(sizes)
+        skipped = np.repeat(bounds[:-1].ravel() - (ends - sizes.ravel()), sizes.ravel())
+        return np.arange(len(skipped)) + skipped, sizes.sum(axis=1).tolist()
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The rank's batches of some steps, one behind the other."""
+
+    first: int
+    sizes: list[int]
+    parts: dict[str, tuple[Tensor, ...]]
+
+    def batches(self, plan: EpochPlan) -> Iterator[Batch]:
+        for step, rows, *tensors in zip(count(self.first), self.sizes, *self.parts.values(), strict=False):
+            if not rows:
+                tensors = [tensor.new_zeros((1, *tensor.shape[1:])) for tensor in tensors]
+            yield Batch(step, dict(zip(self.parts, tensors, strict=True)), rows, plan.batch_rows(step))
+
+
+class _Windows:
+    """The windows that the rank's lanes pass through, read ahead in the order in which they are needed."""
+
+    def __init__(self, reader: EpochReader, pool: ThreadPoolExecutor) -> None:
+        self._reader, self._pool = reader, pool
+        self._needed = _needed_steps(reader.plan, reader._lanes, reader.first)
+        self._order = sorted(self._needed, key=lambda window: (self._needed[window][0], window))
+        self._reading: dict[int, Future[tuple[Arrays, Indices]]] = {}
+        self._unread, self._lock = len(self._order), threading.Lock()
+        if not self._order:
+            reader._all_read.set()
+
+    def arrays(self, window: int) -> Arrays:
+        """The window's columns, rows in the order of its shards."""
+        return self._reading[window].result()[0]
+
+    def rows(self, window: int) -> Indices:
+        """The window's rows in the order of the sequence."""
+        return self._reading[window].result()[1]
+
+    def reading(self) -> str:
+        """The files that are being read."""
+        under_way = [window for window, future in list(self._reading.items()) if not future.done()]
+        shards = [shard for window in under_way[:READ_THREADS] for shard in self._shards(window)]
+        return ", ".join(map(str, shards)) or "nothing"
+
+    def read_ahead(self, step: int) -> None:
+        """Start what steps before `step` need, and more as far as the memory limit allows, at least one window."""
+        while self._order and self._needed[self._order[0]][0] < step:
+            self._start()
+        ahead = sum(self._size(window) for window in self._reading if self._needed[window][0] >= step)
+        while self._order and (not ahead or ahead + self._size(self._order[0]) <= self._reader._budget // 2):
+            ahead += self._size(self._order[0])
+            self._start()
+
+    def drop_before(self, step: int) -> None:
+        """Let go of windows that no step from `step` on needs."""
+        for window in [w for w in self._reading if self._needed[w][1] < step]:
+            del self._reading[window]
+
+    def _start(self) -> None:
+        window = self._order.pop(0)
+        self._reading[window] = self._pool.submit(self._read, window)
+
+    def _size(self, window: int) -> int:
+        starts = self._reader.plan.window_starts
+        return int(starts[window + 1] - starts[window]) * self._reader._row_bytes
+
+    def _shards(self, window: int) -> list[Shard]:
+        return [self._reader._shards[shard] for shard in self._reader.plan.window_shards(window)]
+
+    def _read(self, window: int) -> tuple[Arrays, Indices]:
+        arrays = read_shards(self._shards(window), self._reader._columns)
+        with self._lock:
+            self._unread -= 1
+            if not self._unread:
+                self._reader._all_read.set()
+        return arrays, self._reader.plan.window_rows(window)
+
+
+def _needed_steps(plan: EpochPlan, lanes: Sequence[int], start_step: int) -> dict[int, tuple[int, int]]:
+    """For each window that the lanes pass through from `start_step` on, the first and the last step that need it."""
+    found: dict[int, tuple[int, int]] = {}
+    for lane in lanes:
+        lane_start, end = plan.lane_range(lane)
+        start = int(plan.batch_bounds([lane], start_step, start_step)[0, 0])
+        for piece in pieces(plan, start, end):
+            offset = int(plan.window_starts[piece.window])
+            first = (offset + piece.start - lane_start) // plan.lane_batch
+            last = (offset + piece.end - 1 - lane_start) // plan.lane_batch
+            known = found.get(piece.window, (first, last))
+            found[piece.window] = (min(first, known[0]), max(last, known[1]))
+    return found
