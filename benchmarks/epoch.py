@@ -76,7 +76,6 @@ def make_job() -> "TrainJob":
     assert config.model is not None
     return TrainJob(
         workload=config.workload,
-        digest="benchmark",
         folder=folder,
         model=config.model,
         train=config.train,

@@ -88,7 +88,8 @@ def _run_stage(config: Config, name: str, parent: "_Parent") -> Receipt:
     module, _, function = stage.build.partition(":")
     with parent.stage(name) as run:
         run.tags({"headrace.digest": digest})
-        made = getattr(import_module(module), function)(Given(config=config, inputs=inputs, run=run, digest=digest))
+        given = Given(config=config, inputs=inputs, run=run, made_from=made_from)
+        made = getattr(import_module(module), function)(given)
         receipt = Receipt(
             stage=name,
             workload=config.workload,

@@ -16,13 +16,13 @@ class Given:
     Attributes:
         inputs: The receipts of the stages before it, by name; a stage that the config leaves out is missing.
         run: The stage's MLflow run.
-        digest: The digest that the stage's receipt will carry.
+        made_from: What the stage's digest is computed from, by part.
     """
 
     config: Config
     inputs: Mapping[str, Receipt]
     run: Run
-    digest: str
+    made_from: Mapping[str, str]
 
 
 @dataclass(frozen=True)

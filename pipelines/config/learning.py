@@ -159,7 +159,13 @@ class Train(Section):
     checkpoint: Checkpoint = Field(
         default=Checkpoint(), description="Checkpoints inside an epoch; training goes on from the last one."
     )
-    timeout_s: Positive = Field(default=300, description="A collective that waits longer fails, in seconds.")
+    read_threads: Positive = Field(default=2, description="Threads a rank that read shards side by side.")
+    timeout_s: Positive = Field(
+        default=300, description="A rank that does not get on for so many seconds is named, and all ranks end."
+    )
+    max_restarts: Annotated[int, Field(ge=0)] = Field(
+        default=2, description="How often the run starts again from its last checkpoint when a rank is lost."
+    )
 
     @model_validator(mode="after")
     def _lanes_fit(self) -> "Train":

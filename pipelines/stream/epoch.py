@@ -22,8 +22,8 @@ from pipelines.errors import DataError
 from pipelines.lake import Column
 from pipelines.stream.plan import EpochPlan, Indices, pieces
 from pipelines.stream.reader import Arrays, Shard, read_shards
+from pipelines.stream.times import LoaderTimes
 
-READ_THREADS = 2
 BLOCK_BYTES = 4 << 20  # batches are gathered some at a time, so that the cost of numpy calls spreads over them
 CLOSE_TIMEOUT_S = 10.0
 _END = None
@@ -57,8 +57,10 @@ class EpochReader:
         lanes: The rank's lanes.
         start_step: The first global batch; any costs the same to start from.
         prefetch_mb: Memory for batches made ahead and for windows read ahead of their turn.
+        read_threads: How many windows are read at a time.
         pin: Page-locked tensors, for asynchronous copies to a GPU.
         timeout_s: The longest wait for a batch.
+        times: Where the threads' time is noted.
 
     Raises:
         DataError: From the iterator, when a shard cannot be read as planned, or not in time.
@@ -73,12 +75,15 @@ class EpochReader:
         *,
         start_step: int = 0,
         prefetch_mb: int = 64,
+        read_threads: int = 2,
         pin: bool = False,
         timeout_s: float = 300.0,
+        times: LoaderTimes | None = None,
     ) -> None:
         self.plan, self.first = plan, start_step
         self._shards, self._columns, self._lanes = shards, list(columns), list(lanes)
-        self._pin, self._timeout_s = pin, timeout_s
+        self._read_threads, self._pin, self._timeout_s = read_threads, pin, timeout_s
+        self._times = times or LoaderTimes()
         self._row_bytes = sum(column.bytes_per_row for column in columns)
         lane_bytes = max(1, plan.lane_batch * len(self._lanes) * self._row_bytes)
         self._block_steps = max(1, BLOCK_BYTES // lane_bytes)
@@ -100,14 +105,17 @@ class EpochReader:
         try:
             block = self._blocks.get(timeout=self._timeout_s)
         except queue.Empty:
-            reading = self._windows.reading() if self._windows else "nothing yet"
             raise DataError(
                 f"lanes {self._lanes[0]} to {self._lanes[-1]}, epoch {self.plan.epoch}, step {step}: wanted rows within "
-                f"{self._timeout_s:g} s, still reading {reading}; look at the disk, or raise train.timeout_s"
+                f"{self._timeout_s:g} s, still reading {self.reading()}; look at the disk, or raise train.timeout_s"
             ) from None
         if isinstance(block, Exception):
             raise block
         return block
+
+    def reading(self) -> str:
+        """The files that are being read."""
+        return self._windows.reading() if self._windows else "nothing yet"
 
     @property
     def all_read(self) -> bool:
@@ -130,7 +138,7 @@ class EpochReader:
                 continue
 
     def _produce(self) -> None:
-        with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read") as pool:
+        with ThreadPoolExecutor(self._read_threads, thread_name_prefix="read") as pool:
             try:
                 self._windows = _Windows(self, pool)
                 self._produce_blocks(self._windows)
@@ -146,13 +154,19 @@ class EpochReader:
                 return
             last = min(first + self._block_steps, self.plan.steps)
             windows.read_ahead(last)
-            block = self._gather(windows, first, last)
+            with self._times.measured("collate"):
+                positions, sizes = self._positions(first, last)
+            windows.wait_for(last)
+            with self._times.measured("shuffle"):
+                arrays = self._gather(windows, positions)
+            with self._times.measured("collate"):
+                block = self._collate(arrays, first, sizes)
+            del arrays
             windows.drop_before(last)
             self._put(block)
 
-    def _gather(self, windows: "_Windows", first: int, last: int) -> "_Block":
-        """The batches of steps [first, last), in the order step, lane, row."""
-        positions, sizes = self._positions(first, last)
+    def _gather(self, windows: "_Windows", positions: Indices) -> Arrays:
+        """The rows at positions of the sequence, in their order."""
         starts = self.plan.window_starts
         window_of = np.searchsorted(starts, positions, side="right") - 1
         needed = np.unique(window_of).tolist()
@@ -166,11 +180,13 @@ class EpochReader:
                 chosen = windows.rows(window)[positions[places] - starts[window]]
                 for name, values in windows.arrays(window).items():
                     arrays[name][places] = values.take(chosen, axis=0, mode="clip")
+        return arrays
+
+    def _collate(self, arrays: Arrays, first: int, sizes: list[int]) -> "_Block":
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if self._pin:
             tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
-        parts = {name: torch.split(tensor, sizes) for name, tensor in tensors.items()}
-        return _Block(first, sizes, parts)
+        return _Block(first, sizes, {name: torch.split(tensor, sizes) for name, tensor in tensors.items()})
 
     def _positions(self, first: int, last: int) -> tuple[Indices, list[int]]:
         """The rank's part of steps [first, last) as positions of the sequence, and how many each step takes."""
@@ -219,7 +235,7 @@ class _Windows:
     def reading(self) -> str:
         """The files that are being read."""
         under_way = [window for window, future in list(self._reading.items()) if not future.done()]
-        shards = [shard for window in under_way[:READ_THREADS] for shard in self._shards(window)]
+        shards = [shard for window in under_way[: self._reader._read_threads] for shard in self._shards(window)]
         return ", ".join(map(str, shards)) or "nothing"
 
     def read_ahead(self, step: int) -> None:
@@ -230,6 +246,11 @@ class _Windows:
         while self._order and (not ahead or ahead + self._size(self._order[0]) <= self._reader._budget // 2):
             ahead += self._size(self._order[0])
             self._start()
+
+    def wait_for(self, step: int) -> None:
+        """Wait until all that steps before `step` need is read."""
+        for window in [w for w in self._reading if self._needed[w][0] < step]:
+            self._reading[window].result()
 
     def drop_before(self, step: int) -> None:
         """Let go of windows that no step from `step` on needs."""
@@ -248,12 +269,13 @@ class _Windows:
         return [self._reader._shards[shard] for shard in self._reader.plan.window_shards(window)]
 
     def _read(self, window: int) -> tuple[Arrays, Indices]:
-        arrays = read_shards(self._shards(window), self._reader._columns)
+        arrays = read_shards(self._shards(window), self._reader._columns, times=self._reader._times)
         with self._lock:
             self._unread -= 1
             if not self._unread:
                 self._reader._all_read.set()
-        return arrays, self._reader.plan.window_rows(window)
+        with self._reader._times.measured("shuffle"):
+            return arrays, self._reader.plan.window_rows(window)
 
 
 def _needed_steps(plan: EpochPlan, lanes: Sequence[int], start_step: int) -> dict[int, tuple[int, int]]:

@@ -28,6 +28,7 @@ from pipelines.lake.columns import columns_of
 from pipelines.stream.epoch import Batch, EpochReader
 from pipelines.stream.plan import EpochPlan, assign_lanes
 from pipelines.stream.reader import Shard
+from pipelines.stream.times import LoaderTimes
 
 
 def shards_of(snapshot: Snapshot) -> list[Shard]:
@@ -60,6 +61,7 @@ class LaneLoader:
         world_size: Number of ranks, likewise.
         epochs: How many will be asked for; the next one is read ahead while one ends. None: no end.
         prefetch_mb: Memory for batches made ahead and windows read ahead of their turn.
+        read_threads: How many windows are read at a time.
         pin: Page-locked tensors, for asynchronous copies to a GPU.
         timeout_s: The longest wait for a batch.
 
@@ -82,6 +84,7 @@ class LaneLoader:
         world_size: int | None = None,
         epochs: int | None = None,
         prefetch_mb: int = 64,
+        read_threads: int = 2,
         pin: bool = False,
         timeout_s: float = 300.0,
     ) -> None:
@@ -92,8 +95,15 @@ class LaneLoader:
         self._shards = shards_of(snapshot)
         self._order: dict[str, Any] = {"batch_size": batch_size, "window": window, "seed": seed, "shuffle": shuffle}
         self.assignment = assign_lanes(self.lanes, self.world_size)
-        self._epochs, self._prefetch_mb, self._pin, self._timeout_s = epochs, prefetch_mb, pin, timeout_s
+        self._epochs = epochs
+        self._options: dict[str, Any] = {
+            "prefetch_mb": prefetch_mb,
+            "read_threads": read_threads,
+            "pin": pin,
+            "timeout_s": timeout_s,
+        }
         self.epoch, self.step = 0, 0
+        self.times = LoaderTimes()
         self._reader: EpochReader | None = None
         self._next_reader: EpochReader | None = None
         self.plan(0)  # refuses what does not fit
@@ -124,6 +134,11 @@ class LaneLoader:
         return EpochPlan(
             shard_rows=tuple(shard.rows for shard in self._shards), lanes=self.lanes, epoch=epoch, **self._order
         )
+
+    @property
+    def reading(self) -> str:
+        """The files that are being read."""
+        return self._reader.reading() if self._reader else "nothing"
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader is, as JSON; the same on all ranks, and good for any number of them."""
@@ -179,9 +194,8 @@ class LaneLoader:
             self.columns,
             self.assignment[self.rank],
             start_step=step,
-            prefetch_mb=self._prefetch_mb,
-            pin=self._pin,
-            timeout_s=self._timeout_s,
+            times=self.times,
+            **self._options,
         )
 
 

@@ -21,6 +21,7 @@ from pipelines.arrays import to_array
 from pipelines.errors import DataError, one_line
 from pipelines.lake import ROW_ID, Column
 from pipelines.lake.row_ids import position_ids
+from pipelines.stream.times import LoaderTimes
 
 # Petastorm uses parts of pyarrow that warn at every read; one filter, since catch_warnings is not for threads.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"petastorm|pyarrow")
@@ -53,17 +54,22 @@ class Shard:
         return f"{self.path} row group {self.row_group}" if self.row_group else str(self.path)
 
 
-def read_shards(shards: Sequence[Shard], columns: Sequence[Column]) -> Arrays:
+def read_shards(shards: Sequence[Shard], columns: Sequence[Column], *, times: LoaderTimes | None = None) -> Arrays:
     """The rows of `shards`, one behind the other, as arrays of shape (rows, *column.shape).
 
     Each shard's rows are counted against the plan; when one comes short, all are read again, once.
+
+    Args:
+        shards: What to read, in this order.
+        columns: What to read of them.
+        times: Where the time is noted.
 
     Raises:
         DataError: A shard is short in two reads, cannot be read or does not fit the contract; it is named.
     """
     for attempt in (1, 2):
         try:
-            return _read_once(shards, columns)
+            return _read_once(shards, columns, times or LoaderTimes())
         except _Misread as misread:
             if attempt == 2:
                 raise DataError(
@@ -81,13 +87,13 @@ class _Misread(Exception):
         self.shard, self.wanted, self.seen = shard, wanted, seen
 
 
-def _read_once(shards: Sequence[Shard], columns: Sequence[Column]) -> Arrays:
+def _read_once(shards: Sequence[Shard], columns: Sequence[Column], times: LoaderTimes) -> Arrays:
     total = sum(shard.rows for shard in shards)
     arrays: Arrays = {c.name: np.empty((total, *c.shape), dtype=c.dtype) for c in columns}
     stored = [column for column in columns if column.name != ROW_ID or shards[0].first_position is None]
     reader, at, shard = None, 0, shards[0]
     try:
-        reader = _ShardReader(shards, stored or columns)
+        reader = _ShardReader(shards, stored or columns, times)
         for shard in shards:
             part = next(reader, None)
             if part is None or reader.last_loaded != (str(shard.path), shard.row_group):
@@ -95,8 +101,9 @@ def _read_once(shards: Sequence[Shard], columns: Sequence[Column]) -> Arrays:
             seen = len(part[0])
             if seen != shard.rows:
                 raise _Misread(shard, wanted=f"{shard.rows:,} rows by the Snapshot", seen=f"{seen:,}")
-            for column in stored:
-                arrays[column.name][at : at + seen] = getattr(part, column.name)
+            with times.measured("decode"):
+                for column in stored:
+                    arrays[column.name][at : at + seen] = getattr(part, column.name)
             if shard.first_position is not None and ROW_ID in arrays:
                 arrays[ROW_ID][at : at + seen] = position_ids(shard.first_position, seen)
             at += seen
@@ -139,7 +146,7 @@ class _Pool(DummyPool):  # type: ignore[misc]
 class _ShardReader(Reader):  # type: ignore[misc]
     """Petastorm's Reader over an explicit list of row groups, in its order, for one epoch."""
 
-    def __init__(self, shards: Sequence[Shard], columns: Sequence[Column]) -> None:
+    def __init__(self, shards: Sequence[Shard], columns: Sequence[Column], times: LoaderTimes) -> None:
         filesystem, _ = get_filesystem_and_path_or_paths("file:///")
         self._wanted = [(str(shard.path), shard.row_group) for shard in shards]
         self._loaded: list[tuple[str, int]] = []
@@ -147,7 +154,7 @@ class _ShardReader(Reader):  # type: ignore[misc]
             filesystem,
             list(dict.fromkeys(path for path, _ in self._wanted)),
             schema_fields=[f"^{re.escape(column.name)}$" for column in columns],
-            worker_class=_worker_class(columns, self._loaded),
+            worker_class=_worker_class(columns, self._loaded, times),
             reader_pool=_Pool(),
             shuffle_row_groups=False,
             num_epochs=1,
@@ -164,16 +171,20 @@ class _ShardReader(Reader):  # type: ignore[misc]
         return [places[wanted] for wanted in self._wanted if wanted in places], None
 
 
-def _worker_class(columns: Sequence[Column], loaded: list[tuple[str, int]]) -> type[ArrowReaderWorker]:
+def _worker_class(
+    columns: Sequence[Column], loaded: list[tuple[str, int]], times: LoaderTimes
+) -> type[ArrowReaderWorker]:
     wanted = {column.name: column for column in columns}
 
     class ContractWorker(ArrowReaderWorker):  # type: ignore[misc]
         """Petastorm's worker, with columns as arrays of the contract's shapes: no list of rows is ever built."""
 
         def _load_rows(self, pq_file: Any, piece: Any, shuffle_row_drop_range: Any) -> Arrays:
-            table = super()._load_rows(pq_file, piece, shuffle_row_drop_range)
+            with times.measured("read"):
+                table = super()._load_rows(pq_file, piece, shuffle_row_drop_range)
             loaded.append((piece.path, piece.row_group))
-            return {name: to_array(table.column(name), column, where=piece.path) for name, column in wanted.items()}
+            with times.measured("decode"):
+                return {name: to_array(table.column(name), column, where=piece.path) for name, column in wanted.items()}
 
         def _read_with_shuffle_row_drop(self, piece: Any, pq_file: Any, names: set[str], _: Any) -> pa.Table:
             # Petastorm's own opens the file again, and copies the table to put it in the order in which it is.

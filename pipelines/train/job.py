@@ -1,12 +1,15 @@
 """What a rank is told, and what it leaves in the job's folder. JSON files, read by launcher and ranks alike."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from pipelines.config.learning import Model, Train
 from pipelines.features.fitted import FittedFeatures
 from pipelines.lake import Snapshot
+from pipelines.train.diagnosis import RankTimes
+from pipelines.train.heartbeat import Place
 
 
 class EpochResult(BaseModel):
@@ -18,6 +21,8 @@ class EpochResult(BaseModel):
         loss: Mean training loss of a row, each taken before the step that it led to.
         metrics: Training metrics, and `validation_...` ones where there is a validation split.
         data_wait_share: Share of the epoch that the slowest rank waited for data.
+        ranks: Where each rank's time went.
+        verdict: What the epoch's time was spent on, in one line.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -29,6 +34,8 @@ class EpochResult(BaseModel):
     metrics: dict[str, float]
     rows_per_s: float
     data_wait_share: float
+    ranks: list[RankTimes] = []
+    verdict: str = ""
 
 
 class TrainJob(BaseModel):
@@ -36,14 +43,12 @@ class TrainJob(BaseModel):
 
     Attributes:
         folder: Checkpoints, progress and errors go here; all ranks and the launcher see it.
-        digest: Of the stage; a checkpoint of another digest is refused.
         keep_checkpoints: How many checkpoints stay, the best one beside them.
     """
 
     model_config = ConfigDict(frozen=True)
 
     workload: str
-    digest: str
     folder: Path
     model: Model
     train: Train
@@ -70,17 +75,43 @@ class TrainJob(BaseModel):
         """Where rank 0 is inside the epoch."""
         return self.folder / "progress.json"
 
+    @property
+    def log_path(self) -> Path:
+        """What the ranks printed."""
+        return self.folder / "ranks.log"
+
+    def errors(self) -> list["RankError"]:
+        """Why ranks ended, as far as they told."""
+        paths = sorted(self.folder.glob("error-rank-*.json"))
+        return [RankError.model_validate_json(path.read_bytes()) for path in paths]
+
+    def remove_traces(self) -> None:
+        """Remove what the ranks of an earlier start left beside checkpoints."""
+        for path in (self.result_path, self.epochs_path, self.progress_path, *self.folder.glob("*-rank-*.json")):
+            path.unlink(missing_ok=True)
+
+    def beat_path(self, rank: int) -> Path:
+        """Sign of life of a rank."""
+        return self.folder / f"beat-rank-{rank}.json"
+
     def error_path(self, rank: int) -> Path:
         """Why a rank ended."""
         return self.folder / f"error-rank-{rank}.json"
 
 
 class RankError(BaseModel):
-    """Why a rank ended."""
+    """Why a rank ended.
+
+    Attributes:
+        place: Where it was then.
+        cause: `known` for an error of ours, such as a damaged file, where starting again would not help; `ended` where
+            the launcher ended the rank, since another had failed.
+    """
 
     rank: int
     host: str
-    kind: str
+    place: Place
+    cause: Literal["known", "unforeseen", "ended"]
     message: str
     exit_code: int
 

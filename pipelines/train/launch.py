@@ -10,9 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
 
 import matplotlib.figure
 
@@ -22,12 +20,24 @@ from pipelines.errors import ConfigError, DataError, HeadraceError, TrainingErro
 from pipelines.features.fitted import FittedFeatures
 from pipelines.lake import Snapshot, runs_path
 from pipelines.progress import Progress, say
-from pipelines.receipt import write_json
+from pipelines.receipt import digest_of, write_json
 from pipelines.stage import Given, Made
 from pipelines.tracking import ModelRef, Run
 from pipelines.train.job import EpochResult, RankError, TrainJob, TrainResult
+from pipelines.train.watch import Watch
 
 WORKER = "pipelines.train.worker"
+HOW_NOT_WHAT = (  # settings of train that change how a network is learned, not which
+    "ranks",
+    "launcher",
+    "device",
+    "threads",
+    "prefetch_mb",
+    "read_threads",
+    "checkpoint",
+    "timeout_s",
+    "max_restarts",
+)
 
 
 def build(given: Given) -> Made:
@@ -35,7 +45,7 @@ def build(given: Given) -> Made:
 
     Raises:
         DataError: The table has fewer rows than the run has lanes.
-        TrainingError: A rank failed; the message is the first rank's that knew why.
+        TrainingError: A rank failed, and went on failing; the message is the first rank's that knew why.
     """
     job = _make_job(given)
     if job.snapshot.rows < job.train.num_lanes:
@@ -44,14 +54,11 @@ def build(given: Given) -> Made:
             f"lanes, seen {job.snapshot.rows} rows; lower train.lanes (at least train.ranks, {job.train.ranks})"
         )
     job.folder.mkdir(parents=True, exist_ok=True)
-    for path in (job.result_path, job.epochs_path, job.progress_path, *job.folder.glob("error-rank-*.json")):
-        path.unlink(missing_ok=True)
     job_path = job.folder / "job.json"
     write_json(job_path, job)
     given.run.dataset(job.snapshot, name="features_train", context="training")
     given.run.params({"network": job.model.network, **job.model.params, **_flat(job.train.model_dump(mode="json"))})
-    with _followed(job, given.run):
-        _run_ranks(given.config, job, job_path)
+    restarts = _run_to_the_end(given, job, job_path)
     result = TrainResult.model_validate_json(job.result_path.read_bytes())
     given.run.figure("loss.png", _curves(result.epochs))
     _remove_other_jobs(job)
@@ -66,10 +73,40 @@ def build(given: Given) -> Made:
     )
     return Made(
         rows=sum(epoch.rows for epoch in result.epochs),
-        result={"model": ref.model_dump(mode="json"), **result.model_dump(mode="json", exclude={"uri", "size_bytes"})},
+        result={
+            "model": ref.model_dump(mode="json"),
+            **result.model_dump(mode="json", exclude={"uri", "size_bytes"}),
+            "restarts": restarts,
+        },
         outputs=[ref.uri],
-        lines=_story(result),
+        lines=_story(result, restarts),
     )
+
+
+def _run_to_the_end(given: Given, job: TrainJob, job_path: Path) -> list[str]:
+    """Start the ranks, again from the last checkpoint where one is lost. Returns why each restart was needed."""
+    restarts: list[str] = []
+    with _Follower(job, given.run) as follower:
+        while True:
+            job.remove_traces()
+            watch = Watch(job)
+            follower.watch(watch)
+            try:
+                _run_ranks(given.config, job, job_path)
+                return restarts
+            except _Lost as lost:
+                error = _why_failed(job, watch, follower.verdict)
+                if not _may_help(job, error, follower.verdict) or len(restarts) == job.train.max_restarts:
+                    raise error from lost.__cause__
+            restarts.append(str(error))
+            say(
+                f"          {error}; starts again from the last checkpoint ({len(restarts)} of {job.train.max_restarts})"
+            )
+
+
+def _may_help(job: TrainJob, error: HeadraceError, verdict: str) -> bool:
+    """Whether starting again may help: a rank was lost, and did not tell of bad data or a bad config."""
+    return isinstance(error, TrainingError) and (bool(verdict) or not any(e.cause == "known" for e in job.errors()))
 
 
 def _make_job(given: Given) -> TrainJob:
@@ -78,8 +115,7 @@ def _make_job(given: Given) -> TrainJob:
     snapshots = {split: Snapshot.model_validate(value) for split, value in features["snapshots"].items()}
     return TrainJob(
         workload=config.workload,
-        digest=given.digest,
-        folder=runs_path(config.workload) / "train" / given.digest[:16],
+        folder=runs_path(config.workload) / "train" / _learning_digest(given)[:16],
         model=config.model,
         train=config.train,
         seed=config.seed,
@@ -92,6 +128,13 @@ def _make_job(given: Given) -> TrainJob:
     )
 
 
+def _learning_digest(given: Given) -> str:
+    """Names what is learned, however many ranks learn it: a checkpoint fits a job of the same digest."""
+    train = given.config.train
+    learning = train.model_dump(mode="json", exclude=set(HOW_NOT_WHAT)) | {"lanes": train.num_lanes}
+    return digest_of({**given.made_from, "config train": digest_of(learning)})
+
+
 def _flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:
     found: dict[str, object] = {}
     for key, value in values.items():
@@ -99,23 +142,26 @@ def _flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:
     return found
 
 
+class _Lost(Exception):
+    """The ranks ended before the work was done."""
+
+
 def _run_ranks(config: Config, job: TrainJob, job_path: Path) -> None:
-    log = job.folder / "ranks.log"
     # Without the last, a restarted rank can read a dead one's address from the shared store.
     os.environ |= {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     try:
         if _by_spark(config):
-            _run_torch_distributor(config, job_path, log)
+            _run_torch_distributor(config, job_path, job.log_path)
         else:
-            _run_torchrun(config, job_path, log)
+            _run_torchrun(config, job_path, job.log_path)
     except (RuntimeError, subprocess.CalledProcessError) as error:
-        raise _why_failed(job, log) from error
+        raise _Lost from error
     except Exception as error:
         if session.active_session() is None or "torch" not in str(error).lower():
             raise
-        raise _why_failed(job, log) from error
+        raise _Lost from error
     if not job.result_path.is_file():
-        raise _why_failed(job, log)
+        raise _Lost
 
 
 def _by_spark(config: Config) -> bool:
@@ -161,82 +207,127 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: torchrun then ends its ranks
 
 
-def _why_failed(job: TrainJob, log: Path) -> HeadraceError:
+def _why_failed(job: TrainJob, watch: Watch, verdict: str) -> HeadraceError:
     """The error of the rank that failed by itself; the others fail because it is gone."""
-    errors = [RankError.model_validate_json(path.read_bytes()) for path in sorted(job.folder.glob("error-rank-*.json"))]
-    errors.sort(key=lambda error: (error.kind != "HeadraceError", "peer" in error.message, error.rank))
+    log = f"the ranks' log: {job.log_path}"
+    if verdict:
+        return TrainingError(f"{verdict}; {log}")
+    errors = sorted(job.errors(), key=lambda error: (error.cause != "known", _follows(error), error.rank))
     silent = sorted(set(range(job.train.ranks)) - {error.rank for error in errors})
-    if not errors or (silent and "peer" in errors[0].message):
-        named = f"rank{'s' if len(silent) > 1 else ''} {', '.join(map(str, silent))}"
-        return TrainingError(f"train: {named} ended without a word (killed, or out of memory?); the ranks' log: {log}")
-    first = errors[0]
-    text = f"rank {first.rank} on {first.host}: {first.message}; the ranks' log: {log}"
-    return ConfigError(first.message) if first.exit_code == 2 else TrainingError(text)
+    if errors and not (silent and _follows(errors[0])):
+        first = errors[0]
+        text = f"rank {first.rank} on {first.host}, {first.place}: {first.message}; {log}"
+        return ConfigError(first.message) if first.exit_code == 2 else TrainingError(text)
+    watch.read_beats()
+    at = max(((error.place.epoch, error.place.step) for error in errors), default=None)
+    named = "; ".join(watch.last_seen(rank, at) for rank in silent)
+    return TrainingError(f"{named}: ended without a word (killed, or out of memory?); {log}")
 
 
-@contextlib.contextmanager
-def _followed(job: TrainJob, run: Run) -> Iterator[None]:
-    """While the body runs, show progress and pass each epoch on to the user and to MLflow."""
-    done = threading.Event()
-    out = sys.stdout  # TorchDistributor's own output is sent elsewhere meanwhile
+def _follows(error: RankError) -> bool:
+    """Whether the rank failed only because another had."""
+    return error.cause == "ended" or "peer" in error.message
 
-    def follow() -> None:
-        seen = 0
+
+class _Follower:
+    """While the body runs: shows progress, passes each epoch on to the user and to MLflow, and watches the ranks.
+
+    Attributes:
+        verdict: Why the ranks were ended, where the watch ended them.
+    """
+
+    def __init__(self, job: TrainJob, run: Run) -> None:
+        self._job, self._run = job, run
+        self._watch: Watch | None = None
+        self._passed_on = 0
+        self._out = sys.stdout  # TorchDistributor's own output is sent elsewhere meanwhile
+        self._done = threading.Event()
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
+        self.verdict = ""
+
+    def watch(self, watch: Watch) -> None:
+        """Watch the ranks of a new start."""
+        self.verdict, self._watch = "", watch
+
+    def __enter__(self) -> "_Follower":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        if self._error is not None and kind is None:
+            raise self._error
+
+    def _follow(self) -> None:
         with Progress("train", unit="steps") as progress:
             while True:
-                ended = done.wait(0.2)
-                seen = _pass_on(job, run, seen, out)
+                ended = self._done.wait(0.2)
+                try:
+                    self._pass_on()
+                except Exception as error:  # the training goes on; raised when it is done
+                    self._error = self._error or error
                 if ended:
                     return
+                self._end_if_stuck()
                 with contextlib.suppress(OSError, ValueError):
-                    at = json.loads(job.progress_path.read_text(encoding="utf-8"))
+                    at = json.loads(self._job.progress_path.read_text(encoding="utf-8"))
                     progress.show(at["step"], at["steps"], f"epoch {at['epoch'] + 1}, loss {at['loss']:.4f}")
 
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    def _end_if_stuck(self) -> None:
+        if self._watch is None or self.verdict:
+            return
+        self.verdict = self._watch.look()
+        if self.verdict:
+            self._watch.end_local_ranks()
+            if not session.master().startswith("local") and (spark := session.active_session()) is not None:
+                spark.sparkContext.cancelAllJobs()
+
+    def _pass_on(self) -> None:
+        try:
+            lines = self._job.epochs_path.read_text(encoding="utf-8").splitlines(keepends=True)
+        except FileNotFoundError:
+            return
+        for line in [line for line in lines if line.endswith("\n")][self._passed_on :]:
+            self._passed_on += 1
+            epoch = EpochResult.model_validate_json(line)
+            metrics = ", ".join(f"{name} {value:.4f}" for name, value in epoch.metrics.items())
+            say(
+                f"          epoch {epoch.epoch + 1}/{self._job.train.epochs}: loss {epoch.loss:.4f}, {metrics}, "
+                f"{epoch.rows_per_s:,.0f} rows/s; {epoch.verdict}",
+                file=self._out,
+            )
+            self._run.metrics(_metrics_of(epoch), step=epoch.epoch + 1)
+            self._run.flush()
 
 
-def _pass_on(job: TrainJob, run: Run, seen: int, out: TextIO) -> int:
-    try:
-        lines = job.epochs_path.read_text(encoding="utf-8").splitlines(keepends=True)
-    except FileNotFoundError:
-        return seen
-    whole = [line for line in lines if line.endswith("\n")]
-    for line in whole[seen:]:
-        epoch = EpochResult.model_validate_json(line)
-        metrics = ", ".join(f"{name} {value:.4f}" for name, value in epoch.metrics.items())
-        say(
-            f"          epoch {epoch.epoch + 1}/{job.train.epochs}: loss {epoch.loss:.4f}, {metrics}, "
-            f"{epoch.rows_per_s:,.0f} rows/s, {epoch.data_wait_share:.0%} waiting for data",
-            file=out,
-        )
-        run.metrics(
-            {
-                "train/loss": epoch.loss,
-                "train/rows_per_s": epoch.rows_per_s,
-                "train/data_wait_share": epoch.data_wait_share,
-                **{_metric_name(name): value for name, value in epoch.metrics.items()},
-            },
-            step=epoch.epoch + 1,
-        )
-        run.flush()
-    return len(whole)
+def _metrics_of(epoch: EpochResult) -> dict[str, float]:
+    """As MLflow shows them, grouped by what stands before the slash."""
+    found = {
+        "train/loss": epoch.loss,
+        "train/rows_per_s": epoch.rows_per_s,
+        "train/data_wait_share": epoch.data_wait_share,
+        "receipt/rows": epoch.rows,
+    }
+    found |= {_metric_name(name): value for name, value in epoch.metrics.items()}
+    for rank, times in enumerate(epoch.ranks):
+        found |= {f"time_rank_{rank}/{phase}_share": times.share(phase) for phase in times.phases}
+        found |= {f"loader_rank_{rank}/{part}_s": seconds for part, seconds in times.loader.items()}
+    return found
 
 
 def _metric_name(name: str) -> str:
     return f"validation/{name.removeprefix('validation_')}" if name.startswith("validation_") else f"train/{name}"
 
 
-def _story(result: TrainResult) -> list[str]:
+def _story(result: TrainResult, restarts: list[str]) -> list[str]:
     lines = [f"{len(result.epochs)} epochs, every row once in each by the receipts, {result.parameters:,} parameters"]
     if result.resumed_from != (0, 0):
         epoch, step = result.resumed_from
         lines.append(f"went on from the checkpoint at epoch {epoch + 1}, step {step}")
+    if restarts:
+        lines.append(f"started again {len(restarts)} times; the last because of: {restarts[-1]}")
     if result.best_epoch != len(result.epochs) - 1:
         lines.append(f"epoch {result.best_epoch + 1} was the best on validation; its weights were kept")
     return lines
@@ -255,7 +346,7 @@ def _curves(epochs: list[EpochResult]) -> matplotlib.figure.Figure:
 
 
 def _remove_other_jobs(job: TrainJob) -> None:
-    """Checkpoints of jobs with another digest can never be gone on from by this config; they go."""
+    """Checkpoints of jobs that learn something else can never be gone on from by this config; they go."""
     for folder in job.folder.parent.iterdir():
         if folder != job.folder:
             shutil.rmtree(folder, ignore_errors=True)

@@ -21,6 +21,9 @@ from pipelines.models.inputs import scaled
 from pipelines.stream import Batch, LaneLoader
 from pipelines.train import checkpoint
 from pipelines.train.checkpoint import State
+from pipelines.train.clock import StepClock
+from pipelines.train.diagnosis import RankTimes, why_slow
+from pipelines.train.heartbeat import Place
 from pipelines.train.job import EpochResult, TrainJob
 from pipelines.train.strategies.data_parallel import row_weight, wrap
 from pipelines.train.tally import Sums, Tally
@@ -52,6 +55,7 @@ class Trainer:
         self.best_epoch = 0
         self._interrupted: tuple[Sums, float] | None = None  # what the epoch to go on with has so far, its seconds
         self._pace = _Pace(self.train.checkpoint, device)
+        self.clock = StepClock(device, self.network if self.world > 1 else None)
 
     def resume(self) -> tuple[int, int]:
         """Go on from the job's last checkpoint, if there is one. Returns the epoch and the step to go on with.
@@ -72,6 +76,18 @@ class Trainer:
                 self._interrupted = (state.sums if self.rank == 0 else Sums(), state.seconds)
                 self._restore_generators(generators)
         return self.loader.epoch, self.loader.step
+
+    def place(self) -> Place:
+        """Where this rank is."""
+        clock, lanes = self.clock, self.loader.assignment[self.rank]
+        return Place(
+            phase=clock.phase,
+            ticks=clock.ticks,
+            epoch=clock.epoch,
+            step=clock.step,
+            lanes=f"{lanes[0]} to {lanes[-1]}",
+            reading=self.loader.reading,
+        )
 
     def run(self, on_epoch: Callable[[EpochResult], None]) -> None:
         """Train the epochs that are left; then take the best epoch's weights.
@@ -117,27 +133,30 @@ class Trainer:
             torch.manual_seed((self.job.seed * 1_000_003 + epoch) * 1_009 + self.rank)
         before, seconds_before = self._interrupted or (Sums(), 0.0)
         self._interrupted = None
-        started, waited = time.perf_counter() - seconds_before, 0.0
+        started = time.perf_counter() - seconds_before
+        loader_seconds = dict(self.loader.times.seconds)
         tally = Tally(self.job.snapshot, self.contract.label, self.device, before=before)
         progress = _ProgressFile(self.job.progress_path, epoch, len(self.loader)) if self.rank == 0 else None
         self.parallel.train()
         self._pace.start(self.loader.step)
-        batches = iter(self.loader)
-        while True:
-            asked = time.perf_counter()
-            batch = next(batches, None)
-            waited += time.perf_counter() - asked
-            if batch is None:
-                break
+        self.clock.start(epoch, self.loader.step)
+        steps = len(self.loader)
+        for batch in self.loader:
             self._step(batch, tally)
             if progress:
                 progress.show(batch.step, tally)
-            if self._pace.is_due(batch.step + 1) and batch.step + 1 < len(self.loader):
+            if self._pace.is_due(batch.step + 1) and batch.step + 1 < steps:
                 self._save(tally.reduced(), time.perf_counter() - started)
+            self.clock.enter("data")
+        if self.clock.step + 1 < steps:
+            raise TrainingError(
+                f"epoch {epoch}: rank {self.rank} ran dry: wanted {steps} steps, seen {self.clock.step + 1}; this is a fault "
+                "of the loader"
+            )
+        self.clock.enter("other")
         sums, seconds = tally.reduced(), time.perf_counter() - started
         tally.receipt.compare(sums.rows, sums.row_id_sum, epoch=epoch)
-        wait_share = torch.tensor(waited / seconds, dtype=torch.float64, device=self.device)
-        dist.all_reduce(wait_share, dist.ReduceOp.MAX)
+        ranks = self._all_times({k: v - loader_seconds[k] for k, v in self.loader.times.seconds.items()})
         return EpochResult(
             epoch=epoch,
             rows=sums.rows,
@@ -145,24 +164,50 @@ class Trainer:
             loss=sums.mean_loss(),
             metrics=sums.metrics(self.contract.label) | self._validate(),
             rows_per_s=sums.rows / seconds,
-            data_wait_share=float(wait_share),
+            data_wait_share=max(times.share("data") for times in ranks),
+            ranks=ranks,
+            verdict=why_slow(
+                ranks, columns=self._column_names(), read_threads=self.train.read_threads, window=self.train.window
+            ),
         )
+
+    def _column_names(self) -> str:
+        lists = [column.name for column in self.contract.columns if column.shape and column.dtype != "uint8"]
+        return f"list column{'s' if len(lists) > 1 else ''} {', '.join(lists)}" if lists else "columns"
+
+    def _all_times(self, loader: dict[str, float]) -> list[RankTimes]:
+        """The times of all ranks; collective."""
+        mine = RankTimes(phases=dict(self.clock.seconds), loader=loader)
+        values = torch.tensor([*mine.phases.values(), *mine.loader.values()], dtype=torch.float64, device=self.device)
+        gathered = [torch.empty_like(values) for _ in range(self.world)]
+        dist.all_gather(gathered, values)
+        found = []
+        for numbers in (part.tolist() for part in gathered):
+            phases = dict(zip(mine.phases, numbers, strict=False))
+            found.append(RankTimes(phases=phases, loader=dict(zip(mine.loader, numbers[len(phases) :], strict=True))))
+        return found
 
     def _step(self, batch: Batch, tally: Tally) -> None:
         """One optimizer step; the batch's rows count once it is done."""
+        self.clock.enter("copy")
+        self.clock.step = batch.step
         tensors = self._on_device(batch)
         if not batch.rows:
             self.network.eval()  # batch statistics of the row of zeros must not be kept
+        self.clock.enter("forward")
         outputs, loss = self._forward(self.parallel, tensors)
         for parameter in self.parameters:
             parameter.grad = None  # as Optimizer.zero_grad does, without its profiling
+        self.clock.enter("backward")
         weight = row_weight(rows=batch.rows, global_rows=batch.global_rows, ranks=self.world)
         loss.backward(torch.full_like(loss, weight))  # type: ignore[no-untyped-call]
+        self.clock.enter("optimizer")
         if self.train.clip_grad_norm:
             nn.utils.clip_grad_norm_(self.parameters, self.train.clip_grad_norm)
         self.optimizer.step()
         if self.schedule is not None:
             self.schedule.step()
+        self.clock.enter("other")
         if batch.rows:
             tally.add(batch, tensors["label"], outputs, loss)
         else:
@@ -190,6 +235,7 @@ class Trainer:
         self.network.eval()
         with self._loader(snapshot, epochs=1, shuffle=False) as loader:
             for batch in loader:
+                self.clock.enter("other")
                 if batch.rows:
                     tensors = self._on_device(batch)
                     tally.add(batch, tensors["label"], *self._forward(self.network, tensors))
@@ -208,6 +254,7 @@ class Trainer:
             shuffle=shuffle,
             epochs=epochs,
             prefetch_mb=self.train.prefetch_mb,
+            read_threads=self.train.read_threads,
             pin=self.device.type == "cuda",
             timeout_s=self.train.timeout_s,
         )

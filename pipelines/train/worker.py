@@ -12,6 +12,7 @@ import time
 import traceback
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +25,11 @@ from pipelines.features.fitted import Bundle
 from pipelines.lake import Contract
 from pipelines.models.build import Served
 from pipelines.receipt import write_json
+from pipelines.train.heartbeat import Heartbeat
 from pipelines.train.job import EpochResult, RankError, TrainJob, TrainResult
 from pipelines.train.loop import Trainer
 
+_SIGTERM_CODE = 143
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 _KEPT_BYTES, _HEAP_ALLOCATION_BYTES = 256 << 20, 32 << 20
@@ -37,19 +40,29 @@ def main(job_path: str) -> int:
     die_with_parent()
     job = TrainJob.model_validate_json(Path(job_path).read_bytes())
     rank = int(os.environ["RANK"])
+    heartbeat = Heartbeat(job.beat_path(rank), rank)
+
+    def tell(cause: Literal["known", "unforeseen", "ended"], message: str, *, exit_code: int) -> None:
+        host, place = socket.gethostname(), heartbeat.place()
+        error = RankError(rank=rank, host=host, place=place, cause=cause, message=message, exit_code=exit_code)
+        write_json(job.error_path(rank), error)
+
+    def leave() -> None:
+        tell("ended", "ended by its launcher", exit_code=_SIGTERM_CODE)
+        os._exit(_SIGTERM_CODE)
+
+    heartbeat.on_sigterm(leave)
     try:
-        _work(job, rank)
-    except Exception as error:
-        known = isinstance(error, HeadraceError)
-        message = str(error) if known else one_line(f"{type(error).__name__}: {error}", limit=400)
-        code = error.exit_code if isinstance(error, HeadraceError) else 1
-        kind = "HeadraceError" if known else type(error).__name__
-        write_json(
-            job.error_path(rank),
-            RankError(rank=rank, host=socket.gethostname(), kind=kind, message=message, exit_code=code),
-        )
+        _work(job, rank, heartbeat)
+        heartbeat.end()
+    except HeadraceError as error:
+        tell("known", str(error), exit_code=error.exit_code)
         traceback.print_exc()
-        return code
+        return error.exit_code
+    except Exception as error:
+        tell("unforeseen", one_line(f"{type(error).__name__}: {error}", limit=400), exit_code=1)
+        traceback.print_exc()
+        return 1
     return 0
 
 
@@ -71,13 +84,16 @@ def keep_freed_memory() -> None:
         pa.set_memory_pool(pa.system_memory_pool())
 
 
-def _work(job: TrainJob, rank: int) -> None:
+def _work(job: TrainJob, rank: int, heartbeat: Heartbeat) -> None:
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     device = _device(job, local_world)
     keep_freed_memory()
     torch.set_num_threads(job.train.threads or default_threads(local_world))
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=job.train.timeout_s))
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=2 * job.train.timeout_s)
+    )
     trainer = Trainer(job, device)
+    heartbeat.follow(trainer.place)
     resumed = trainer.resume()
     started = time.monotonic()
 
@@ -94,6 +110,7 @@ def _work(job: TrainJob, rank: int) -> None:
     dist.barrier()
     dist.destroy_process_group()
     if rank == 0:
+        trainer.clock.enter("logging the model")
         uri, size = _log_model(job, trainer)
         result = TrainResult(
             epochs=trainer.epochs,

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import re
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -32,17 +34,21 @@ if os.environ.get("RANK") == "1":
         raise RuntimeError("planted in Petastorm's worker")
     ArrowReaderWorker._load_rows = broken
 """
-KILLED_IN_EPOCH_2 = """
-import os, signal
+# Rank 1 meets the fault when it first comes to step 3 of epoch 1; a file keeps that it did.
+FAULT = """
+import os, signal, time
+from pathlib import Path
 if os.environ.get("RANK") == "1":
     from pipelines.train.loop import Trainer
-    epoch_of = Trainer._epoch
-    def epoch_or_end(self, epoch):
-        if epoch == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return epoch_of(self, epoch)
-    Trainer._epoch = epoch_or_end
+    on_device = Trainer._on_device
+    def on_device_or_fault(self, batch):
+        if (self.loader.epoch, batch.step) == (1, 3) and not Path({met!r}).exists():
+            Path({met!r}).touch()
+            {fault}
+        return on_device(self, batch)
+    Trainer._on_device = on_device_or_fault
 """
+STOP, KILL, HANG = "os.kill(os.getpid(), signal.SIGSTOP)", "os.kill(os.getpid(), signal.SIGKILL)", "time.sleep(600)"
 
 
 @pytest.fixture
@@ -54,11 +60,12 @@ def train(lake: Path, workload: Workload) -> Callable[..., Made]:
     result = {"snapshots": {"train": snapshot.model_dump(mode="json")}, "fitted": fitted.model_dump(mode="json")}
     features = Receipt(stage="features", workload="tiny", digest="f", made_from={}, seconds=1, rows=120, result=result)
 
-    def run(network: str = "softmax", digest: str = "d" * 64, **settings: object) -> Made:
+    def run(network: str = "softmax", **settings: object) -> Made:
         section = {"ranks": 2, "batch_size": 16, "epochs": 3, "launcher": "torchrun", "timeout_s": 60} | settings
         config = load_config(workload("", model={"network": network}, train=section, classic=[]))
         with tracking.start_run("tiny", "train", parent=None) as mlflow_run:
-            return build(Given(config=config, inputs={"features": features}, run=mlflow_run, digest=digest))
+            given = Given(config=config, inputs={"features": features}, run=mlflow_run, made_from={})
+            return build(given)
 
     return run
 
@@ -69,6 +76,12 @@ def plant(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{ROOT}")
 
 
+def weights_of(made: Made, tmp_path: Path) -> dict[str, list[float]]:
+    """The weights of the logged model."""
+    network = tracking.load_torch(str(tracking.download(made.outputs[0], tmp_path)))
+    return {name: tensor.tolist() for name, tensor in network.state_dict().items()}
+
+
 def test_nothing_but_petastorm_feeds_training(
     train: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,23 +89,73 @@ def test_nothing_but_petastorm_feeds_training(
     with pytest.raises(
         TrainingError, match="rank 1 on .*: RuntimeError: planted in Petastorm's worker; the ranks' log"
     ):
-        train()
+        train(max_restarts=0)
 
 
 def test_a_killed_rank_is_named_and_the_same_call_goes_on(
-    train: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    train: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plant(monkeypatch, tmp_path / "fault", KILLED_IN_EPOCH_2)
-    with pytest.raises(TrainingError, match=r"rank 1 ended without a word .*; the ranks' log: "):
-        train()
-    monkeypatch.delenv("PYTHONPATH")
-    made = train()
-    assert "went on from the checkpoint behind epoch 1" in made.lines
+    undisturbed = weights_of(train(batch_size=8, epochs=2), tmp_path / "undisturbed")
+    shutil.rmtree(runs_path("tiny"))
+    plant(monkeypatch, tmp_path / "fault", FAULT.format(met=str(tmp_path / "met"), fault=KILL))
+    settings = {"batch_size": 8, "epochs": 2, "checkpoint": {"every_steps": 2}}
+    with pytest.raises(
+        TrainingError, match=r"rank 1 on .*, epoch 2, step 3.*: ended without a word .*; the ranks' log: "
+    ):
+        train(max_restarts=0, **settings)
+    made = train(max_restarts=0, **settings)
+    assert "went on from the checkpoint at epoch 2, step 2" in made.lines
     epochs = made.result["epochs"]
-    assert [epoch["epoch"] for epoch in epochs] == [0, 1, 2] and {epoch["rows"] for epoch in epochs} == {120}
-    assert made.rows == 360 and tracking.model_exists(made.outputs[0])
+    assert [epoch["epoch"] for epoch in epochs] == [0, 1] and {epoch["rows"] for epoch in epochs} == {120}
+    assert made.rows == 240 and weights_of(made, tmp_path / "resumed") == undisturbed
     checkpoints = sorted(path.name for path in runs_path("tiny").glob("train/*/epoch-*"))
-    assert checkpoints == ["epoch-0001", "epoch-0002"], "keep.checkpoints is 2"
+    assert checkpoints == ["epoch-0001-step-00000014", "epoch-0002-step-00000000"], "keep.checkpoints is 2"
+
+
+@pytest.mark.parametrize(
+    ("fault", "launcher"),
+    [
+        (KILL, "spark"),
+        (STOP, "torchrun"),
+        (HANG, "torchrun"),
+        pytest.param(KILL, "torchrun", marks=pytest.mark.faults),
+        pytest.param(STOP, "spark", marks=pytest.mark.faults),
+        pytest.param(HANG, "spark", marks=pytest.mark.faults),
+    ],
+)
+def test_a_lost_rank_is_named_in_time_and_the_run_starts_again(
+    train: Callable[..., Made],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+    fault: str,
+    launcher: str,
+) -> None:
+    if launcher == "spark":
+        request.getfixturevalue("spark")
+    plant(monkeypatch, tmp_path / "fault", FAULT.format(met=str(tmp_path / "met"), fault=fault))
+    made = train(launcher=launcher, timeout_s=12, epochs=2, checkpoint={"every_steps": 2})
+    (why,) = made.result["restarts"]
+    what = {
+        KILL: "ended without a word",
+        STOP: r"gave no sign of life for (9|1\d) s",
+        HANG: r"did not get on for (9|1\d) s; the others wait for it",
+    }
+    where = r"rank 1 on \S+, epoch 2, step 3, phase \S+, lanes 8 to 15, reading .*"
+    assert re.match(rf"{where}: {what[fault]}", why)
+    assert [(epoch["epoch"], epoch["rows"]) for epoch in made.result["epochs"]] == [(0, 120), (1, 120)]
+    assert "starts again from the last checkpoint (1 of 2)" in capfd.readouterr().out
+
+
+def test_another_number_of_ranks_goes_on_with_the_same_job(
+    train: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch, tmp_path / "fault", FAULT.format(met=str(tmp_path / "met"), fault=KILL))
+    with pytest.raises(TrainingError, match="ended without a word"):
+        train(max_restarts=0)
+    made = train(ranks=1)
+    assert "went on from the checkpoint at epoch 2, step 0" in made.lines
 
 
 def test_a_wrong_network_is_a_config_error(train: Callable[..., Made]) -> None:

@@ -36,7 +36,6 @@ def job_of(folder: Path, snapshot: Snapshot, *, network: dict[str, Any] | None =
     assert snapshot.contract is not None
     return TrainJob(
         workload="w",
-        digest="d",
         folder=folder,
         model=Model.model_validate(network or {"network": "tests.networks:Double"}),
         train=Train.model_validate(settings),

@@ -1,0 +1,56 @@
+"""Where a rank's time goes: each moment of an epoch belongs to one phase."""
+
+import time
+
+import torch
+from torch import nn
+
+PHASES = ("data", "copy", "forward", "backward", "communication", "optimizer", "other")
+SAMPLED_EVERY = 16  # on a GPU work is asynchronous; one step in so many is waited for, phase by phase
+
+
+class StepClock:
+    """Adds up seconds by phase.
+
+    `data` is waiting for a batch, `copy` its way to the device, `communication` the part of the gradient exchange
+    that the backward pass does not hide, `other` what is left: tallies, checkpoints, progress.
+
+    Args:
+        device: Where the rank computes.
+        network: Whose gradients are exchanged between ranks; None where there is one rank.
+    """
+
+    def __init__(self, device: torch.device, network: nn.Module | None = None) -> None:
+        self.phase, self.epoch, self.step, self.ticks = "start", 0, 0, 0
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self._device, self._is_cuda = device, device.type == "cuda"
+        self._since = self._last_gradient = time.perf_counter()
+        if network is not None:
+            for parameter in network.parameters():
+                parameter.register_post_accumulate_grad_hook(self._on_gradient)  # type: ignore[no-untyped-call]
+
+    def start(self, epoch: int, step: int) -> None:
+        """An epoch begins, or goes on, with `step`."""
+        self.epoch, self.step, self.phase = epoch, step, "data"
+        self.ticks += 1
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self._since = time.perf_counter()
+
+    def enter(self, phase: str) -> None:
+        """The phase under way ends, and another begins."""
+        if self._is_cuda and self.step % SAMPLED_EVERY == 0:
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        if self.phase in self.seconds:
+            self.seconds[self.phase] += now - self._since
+        if self.phase == "backward" and self._last_gradient > self._since:
+            hidden = now - self._last_gradient
+            self.seconds["backward"] -= hidden
+            self.seconds["communication"] += hidden
+        self.phase, self._since = phase, now
+        self.ticks += 1
+
+    def _on_gradient(self, _: torch.Tensor) -> None:
+        if self._is_cuda and self.step % SAMPLED_EVERY == 0:
+            torch.cuda.synchronize(self._device)
+        self._last_gradient = time.perf_counter()
