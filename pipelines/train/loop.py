@@ -202,16 +202,19 @@ class Trainer:
         weight = row_weight(rows=batch.rows, global_rows=batch.global_rows, ranks=self.world)
         loss.backward(torch.full_like(loss, weight))  # type: ignore[no-untyped-call]
         self.clock.enter("optimizer")
-        if self.train.clip_grad_norm:
-            nn.utils.clip_grad_norm_(self.parameters, self.train.clip_grad_norm)
-        self.optimizer.step()
-        if self.schedule is not None:
-            self.schedule.step()
+        self._optimize()
         self.clock.enter("other")
         if batch.rows:
             tally.add(batch, tensors["label"], outputs, loss)
         else:
             self.network.train()
+
+    def _optimize(self) -> None:
+        if self.train.clip_grad_norm:
+            nn.utils.clip_grad_norm_(self.parameters, self.train.clip_grad_norm)
+        self.optimizer.step()
+        if self.schedule is not None:
+            self.schedule.step()
 
     def _on_device(self, batch: Batch) -> dict[str, Tensor]:
         return {
