@@ -156,6 +156,11 @@ class Train(Section):
         default=64,
         description="Memory a rank may hold in rows read ahead, in MB; up to twice that where one epoch meets the next.",
     )
+    balance: Literal["off", "auto"] = Field(
+        default="off",
+        description="auto: lanes move away from ranks that are slow. The rows of each batch stay the same, but sums over "
+        "ranks are rounded otherwise; off: runs are equal bit for bit.",
+    )
     checkpoint: Checkpoint = Field(
         default=Checkpoint(), description="Checkpoints inside an epoch; training goes on from the last one."
     )

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from pipelines.errors import DataError
 from pipelines.lake import Column
-from pipelines.stream.plan import EpochPlan, Indices, pieces
-from pipelines.stream.reader import Arrays, Shard, read_shards
+from pipelines.stream.plan import EpochPlan, Indices, needed_steps
+from pipelines.stream.reader import Arrays, read_shards
+from pipelines.stream.shards import Shard
 from pipelines.stream.times import LoaderTimes
 
 BLOCK_BYTES = 4 << 20  # batches are gathered some at a time, so that the cost of numpy calls spreads over them
@@ -217,7 +218,7 @@ class _Windows:
 
     def __init__(self, reader: EpochReader, pool: ThreadPoolExecutor) -> None:
         self._reader, self._pool = reader, pool
-        self._needed = _needed_steps(reader.plan, reader._lanes, reader.first)
+        self._needed = needed_steps(reader.plan, reader._lanes, reader.first)
         self._order = sorted(self._needed, key=lambda window: (self._needed[window][0], window))
         self._reading: dict[int, Future[tuple[Arrays, Indices]]] = {}
         self._unread, self._lock = len(self._order), threading.Lock()
@@ -276,18 +277,3 @@ class _Windows:
                 self._reader._all_read.set()
         with self._reader._times.measured("shuffle"):
             return arrays, self._reader.plan.window_rows(window)
-
-
-def _needed_steps(plan: EpochPlan, lanes: Sequence[int], start_step: int) -> dict[int, tuple[int, int]]:
-    """For each window that the lanes pass through from `start_step` on, the first and the last step that need it."""
-    found: dict[int, tuple[int, int]] = {}
-    for lane in lanes:
-        lane_start, end = plan.lane_range(lane)
-        start = int(plan.batch_bounds([lane], start_step, start_step)[0, 0])
-        for piece in pieces(plan, start, end):
-            offset = int(plan.window_starts[piece.window])
-            first = (offset + piece.start - lane_start) // plan.lane_batch
-            last = (offset + piece.end - 1 - lane_start) // plan.lane_batch
-            known = found.get(piece.window, (first, last))
-            found[piece.window] = (min(first, known[0]), max(last, known[1]))
-    return found

@@ -27,19 +27,8 @@ from pipelines.lake import Snapshot
 from pipelines.lake.columns import columns_of
 from pipelines.stream.epoch import Batch, EpochReader
 from pipelines.stream.plan import EpochPlan, assign_lanes
-from pipelines.stream.reader import Shard
+from pipelines.stream.shards import shards_of
 from pipelines.stream.times import LoaderTimes
-
-
-def shards_of(snapshot: Snapshot) -> list[Shard]:
-    """The Snapshot's shards, in its order: the row groups of its files that hold rows."""
-    found, position = [], 0
-    for path, file in zip(snapshot.paths(), snapshot.files, strict=True):
-        for number, (rows, _) in enumerate(file.row_groups):
-            if rows:
-                found.append(Shard(path, rows, number, position if snapshot.row_ids == "position" else None))
-            position += rows
-    return found
 
 
 class LaneLoader:
@@ -105,7 +94,8 @@ class LaneLoader:
         self.epoch, self.step = 0, 0
         self.times = LoaderTimes()
         self._reader: EpochReader | None = None
-        self._next_reader: EpochReader | None = None
+        self._next_reader: EpochReader | None = None  # of the next epoch
+        self._other_lanes: EpochReader | None = None  # of this epoch, from the step on at which lanes move
         self.plan(0)  # refuses what does not fit
 
     def __len__(self) -> int:
@@ -116,18 +106,41 @@ class LaneLoader:
 
         A batch counts as taken, for `state_dict`, once it was handed out.
         """
-        reader = self._take_reader()
-        self._reader = reader
+        self._reader = self._take_reader()
         try:
-            for batch in reader:
+            for batch in self._batches():
                 self.step = batch.step + 1
-                if self._next_reader is None and reader.all_read and self._is_wanted(self.epoch + 1):
-                    self._next_reader = self._read(self.epoch + 1, 0)
                 yield batch
+                if self._next_reader is None and self._all_read() and self._is_wanted(self.epoch + 1):
+                    self._next_reader = self._read(self.epoch + 1, 0)
             self.epoch, self.step = self.epoch + 1, 0
         finally:
-            reader.close()
-            self._reader = None
+            for reader in (self._reader, self._other_lanes):
+                if reader is not None:
+                    reader.close()
+            self._reader = self._other_lanes = None
+
+    def _batches(self) -> Iterator[Batch]:
+        """The epoch's batches, from `self._reader` and, once lanes have moved, from the reader of the other lanes."""
+        while self._reader is not None:
+            for batch in self._reader:
+                if self._other_lanes is not None and batch.step >= self._other_lanes.first:
+                    break
+                yield batch
+            self._reader.close()
+            self._reader, self._other_lanes = self._other_lanes, None
+
+    def reassign(self, assignment: Sequence[range], *, at_step: int) -> None:
+        """Move lanes: from `at_step` of this epoch on, rank i reads `assignment[i]`; called alike on all ranks.
+
+        The rows of each global batch stay as they are. The rank's new lanes are read ahead from now on.
+        """
+        self.assignment = list(assignment)
+        for reader in (self._next_reader, self._other_lanes):
+            if reader is not None:
+                reader.close()
+        self._next_reader = None
+        self._other_lanes = self._read(self.epoch, at_step) if at_step < len(self) else None
 
     def plan(self, epoch: int) -> EpochPlan:
         """The order of an epoch."""
@@ -161,10 +174,10 @@ class LaneLoader:
 
     def close(self) -> None:
         """Stop the threads; safe to call at any time."""
-        for reader in (self._reader, self._next_reader):
+        for reader in (self._reader, self._next_reader, self._other_lanes):
             if reader is not None:
                 reader.close()
-        self._reader = self._next_reader = None
+        self._reader = self._next_reader = self._other_lanes = None
 
     def __enter__(self) -> "LaneLoader":
         return self
@@ -174,6 +187,9 @@ class LaneLoader:
 
     def _identity(self) -> dict[str, Any]:
         return {"snapshot": self.snapshot.digest, "lanes": self.lanes, **self._order}
+
+    def _all_read(self) -> bool:
+        return self._reader is not None and self._reader.all_read and self._other_lanes is None
 
     def _is_wanted(self, epoch: int) -> bool:
         return self._epochs is None or epoch < self._epochs

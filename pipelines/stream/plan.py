@@ -149,6 +149,21 @@ def pieces(plan: EpochPlan, start: int, end: int) -> list[Piece]:
     return found
 
 
+def needed_steps(plan: EpochPlan, lanes: Sequence[int], start_step: int = 0) -> dict[int, tuple[int, int]]:
+    """For each window that the lanes pass through from `start_step` on, the first and the last step that need it."""
+    found: dict[int, tuple[int, int]] = {}
+    for lane in lanes:
+        lane_start, end = plan.lane_range(lane)
+        start = int(plan.batch_bounds([lane], start_step, start_step)[0, 0])
+        for piece in pieces(plan, start, end):
+            offset = int(plan.window_starts[piece.window])
+            first = (offset + piece.start - lane_start) // plan.lane_batch
+            last = (offset + piece.end - 1 - lane_start) // plan.lane_batch
+            known = found.get(piece.window, (first, last))
+            found[piece.window] = (min(first, known[0]), max(last, known[1]))
+    return found
+
+
 def assign_lanes(lanes: int, ranks: int) -> list[range]:
     """Lanes of each rank: contiguous, and their numbers differ by at most one.
 

@@ -9,8 +9,6 @@ import re
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from pipelines.arrays import to_array
 from pipelines.errors import DataError, one_line
 from pipelines.lake import ROW_ID, Column
 from pipelines.lake.row_ids import position_ids
+from pipelines.stream.shards import Shard
 from pipelines.stream.times import LoaderTimes
 
 # Petastorm uses parts of pyarrow that warn at every read; one filter, since catch_warnings is not for threads.
@@ -35,23 +34,6 @@ with warnings.catch_warnings():
 
 VENTILATOR_TIMEOUT_S = 60.0
 Arrays = dict[str, npt.NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A row group of a file, and the rows that the Snapshot says it holds.
-
-    Attributes:
-        first_position: Where the table has no column `row_id`, the position of its first row.
-    """
-
-    path: Path
-    rows: int
-    row_group: int = 0
-    first_position: int | None = None
-
-    def __str__(self) -> str:
-        return f"{self.path} row group {self.row_group}" if self.row_group else str(self.path)
 
 
 def read_shards(shards: Sequence[Shard], columns: Sequence[Column], *, times: LoaderTimes | None = None) -> Arrays:

@@ -29,6 +29,11 @@ class StepClock:
             for parameter in network.parameters():
                 parameter.register_post_accumulate_grad_hook(self._on_gradient)  # type: ignore[no-untyped-call]
 
+    @property
+    def busy(self) -> float:
+        """Seconds of the epoch so far in which this rank did not wait for others."""
+        return sum(self.seconds.values()) - self.seconds["communication"]
+
     def start(self, epoch: int, step: int) -> None:
         """An epoch begins, or goes on, with `step`."""
         self.epoch, self.step, self.phase = epoch, step, "data"

@@ -13,18 +13,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pipelines.config.learning import Checkpoint, Train
+from pipelines.config.learning import Train
 from pipelines.errors import ConfigError, DataError, TrainingError
 from pipelines.lake import ROW_ID, Contract, Snapshot
 from pipelines.models.build import build_network, summed_loss
 from pipelines.models.inputs import scaled
 from pipelines.stream import Batch, LaneLoader
 from pipelines.train import checkpoint
+from pipelines.train.balance import Balance
 from pipelines.train.checkpoint import State
 from pipelines.train.clock import StepClock
 from pipelines.train.diagnosis import RankTimes, why_slow
 from pipelines.train.heartbeat import Place
 from pipelines.train.job import EpochResult, TrainJob
+from pipelines.train.pace import Pace
 from pipelines.train.strategies.data_parallel import row_weight, wrap
 from pipelines.train.tally import Sums, Tally
 
@@ -54,8 +56,11 @@ class Trainer:
         self.epochs: list[EpochResult] = []
         self.best_epoch = 0
         self._interrupted: tuple[Sums, float] | None = None  # what the epoch to go on with has so far, its seconds
-        self._pace = _Pace(self.train.checkpoint, device)
         self.clock = StepClock(device, self.network if self.world > 1 else None)
+        every = self.train.checkpoint
+        self._checkpoints = Pace(every.every_s, device, every_steps=every.every_steps)
+        is_balanced = self.train.balance == "auto" and self.world > 1
+        self._balance = Balance(self.loader, self.clock, device) if is_balanced else None
 
     def resume(self) -> tuple[int, int]:
         """Go on from the job's last checkpoint, if there is one. Returns the epoch and the step to go on with.
@@ -138,15 +143,19 @@ class Trainer:
         tally = Tally(self.job.snapshot, self.contract.label, self.device, before=before)
         progress = _ProgressFile(self.job.progress_path, epoch, len(self.loader)) if self.rank == 0 else None
         self.parallel.train()
-        self._pace.start(self.loader.step)
         self.clock.start(epoch, self.loader.step)
+        self._checkpoints.start(self.loader.step)
+        if self._balance:
+            self._balance.start(self.loader.step)
         steps = len(self.loader)
         for batch in self.loader:
             self._step(batch, tally)
             if progress:
                 progress.show(batch.step, tally)
-            if self._pace.is_due(batch.step + 1) and batch.step + 1 < steps:
+            if self._checkpoints.is_due(batch.step + 1) and batch.step + 1 < steps:
                 self._save(tally.reduced(), time.perf_counter() - started)
+            if self._balance:
+                self._balance.look(batch)
             self.clock.enter("data")
         if self.clock.step + 1 < steps:
             raise TrainingError(
@@ -362,42 +371,6 @@ def make_schedule(train: Train, optimizer: Optimizer, *, total_steps: int) -> LR
     except (TypeError, ValueError) as error:
         raise ConfigError(f"train.schedule: {name}: {error}") from None
     return schedule
-
-
-class _Pace:
-    """When a checkpoint inside an epoch is due, told alike on all ranks.
-
-    A step is the only clock that ranks share, so rank 0 turns seconds into steps, and looks again at that step.
-    """
-
-    FIRST_LOOK_STEPS = 8
-
-    def __init__(self, every: Checkpoint, device: torch.device) -> None:
-        self._every, self._device = every, device
-        self._from_step, self._since, self._next = 0, 0.0, 0
-
-    def start(self, step: int) -> None:
-        """An epoch begins, or goes on, with `step`."""
-        self._from_step, self._since = step, time.monotonic()
-        self._next = step + (self._every.every_steps or self.FIRST_LOOK_STEPS)
-
-    def is_due(self, step: int) -> bool:
-        """Whether to leave a checkpoint in front of `step`; collective, at steps that all ranks know."""
-        if step < self._next:
-            return False
-        if self._every.every_steps:
-            self._next = step + self._every.every_steps
-            return True
-        elapsed = time.monotonic() - self._since
-        per_step = max(elapsed / (step - self._from_step), 1e-6)
-        is_due = elapsed > self._every.every_s - per_step
-        left = self._every.every_s - (0.0 if is_due else elapsed)
-        told = torch.tensor([is_due, max(1, int(left / per_step))], dtype=torch.int64, device=self._device)
-        dist.broadcast(told, 0)
-        self._next = step + int(told[1])
-        if told[0]:
-            self._from_step, self._since = step, time.monotonic()
-        return bool(told[0])
 
 
 class _ProgressFile:

@@ -1,6 +1,7 @@
 """The loader gives each rank its rows: all of them once, in the plan's order, from any step on."""
 
 import threading
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from pipelines.errors import DataError, TrainingError
 from pipelines.lake import Snapshot
 from pipelines.stream import Batch, EpochReceipt, LaneLoader
 from pipelines.stream import epoch as epoch_module
-from pipelines.stream.loader import shards_of
 from pipelines.stream.reader import read_shards
+from pipelines.stream.shards import shards_of
 from tests.tables import DENSE, IMAGE, LABEL, ROW_ID, contract_of, feature_table
 
 COLUMNS = [ROW_ID, DENSE, LABEL]
@@ -102,6 +103,29 @@ def test_goes_on_from_a_state_at_any_step_and_any_number_of_ranks(snapshot: Snap
     again = EpochReceipt(snapshot)
     again.load_state_dict(receipt.state_dict())
     assert again.reduced() == receipt.reduced()
+
+
+@pytest.mark.parametrize("at_step", [2, 5, 7, 8, 99])
+def test_lanes_move_at_a_step_and_the_rows_stay(snapshot: Snapshot, at_step: int) -> None:
+    order: dict[str, Any] = {"batch_size": 16, "lanes": 8, "seed": 5}
+    with LaneLoader(snapshot, **order) as loader:
+        whole = [[ids([batch]) for batch in loader] for _ in range(2)]
+    moved = [range(0, 1), range(1, 7), range(7, 8)]
+    taken: list[list[list[list[int]]]] = []
+    for rank in range(3):
+        with LaneLoader(snapshot, rank=rank, world_size=3, **order) as loader:
+            epochs: list[list[list[int]]] = []
+            for _ in range(2):
+                epochs.append([])
+                for batch in loader:
+                    epochs[-1].append(ids([batch]))
+                    if loader.epoch == 0 and batch.step == 1:
+                        loader.reassign(moved, at_step=at_step)
+            taken.append(epochs)
+    for epoch in range(2):
+        together = [list(chain(*parts)) for parts in zip(*(rank[epoch] for rank in taken), strict=True)]
+        assert together == whole[epoch]
+    assert len(taken[1][1][0]) == 6 * 2, "the second rank has six lanes in the next epoch as well"
 
 
 def test_a_state_of_another_run_is_refused_by_name(snapshot: Snapshot, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 from pipelines.errors import DataError
 from pipelines.lake import Column, Snapshot
 from pipelines.stream import reader
-from pipelines.stream.loader import shards_of
-from pipelines.stream.reader import Shard, read_shards
+from pipelines.stream.reader import read_shards
+from pipelines.stream.shards import Shard, shards_of
 from tests.tables import DENSE, IDS, IMAGE, LABEL, ROW_ID, SPARSE, contract_of, feature_table
 
 COLUMNS = [ROW_ID, DENSE, IDS, IMAGE, *SPARSE, LABEL]

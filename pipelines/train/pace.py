@@ -1,0 +1,47 @@
+"""When something is due that all ranks do together."""
+
+import time
+
+import torch
+import torch.distributed as dist
+
+
+class Pace:
+    """Tells alike on all ranks when something is due, by steps or by seconds.
+
+    A step is the only clock that ranks share, so rank 0 turns seconds into steps, and looks again at that step.
+
+    Args:
+        every_s: Seconds between.
+        device: Where collectives take place.
+        every_steps: Steps between, instead of seconds.
+    """
+
+    FIRST_LOOK_STEPS = 8
+
+    def __init__(self, every_s: float, device: torch.device, *, every_steps: int | None = None) -> None:
+        self._every_s, self._every_steps, self._device = every_s, every_steps, device
+        self._from_step, self._since, self._next = 0, 0.0, 0
+
+    def start(self, step: int) -> None:
+        """An epoch begins, or goes on, with `step`."""
+        self._from_step, self._since = step, time.monotonic()
+        self._next = step + (self._every_steps or self.FIRST_LOOK_STEPS)
+
+    def is_due(self, step: int) -> bool:
+        """Whether it is due in front of `step`; collective, at steps that all ranks know."""
+        if step < self._next:
+            return False
+        if self._every_steps:
+            self._next = step + self._every_steps
+            return True
+        elapsed = time.monotonic() - self._since
+        per_step = max(elapsed / (step - self._from_step), 1e-6)
+        is_due = elapsed > self._every_s - per_step
+        left = self._every_s - (0.0 if is_due else elapsed)
+        told = torch.tensor([is_due, max(1, int(left / per_step))], dtype=torch.int64, device=self._device)
+        dist.broadcast(told, 0)
+        self._next = step + int(told[1])
+        if told[0]:
+            self._from_step, self._since = step, time.monotonic()
+        return bool(told[0])
