@@ -9,8 +9,8 @@ from pyspark.sql import DataFrame, SparkSession
 
 from pipelines.assemble import VECTOR, assemble, num_bins, vector_size
 from pipelines.lake import Contract, Snapshot
-from pipelines.stream.loader import shards_of
 from pipelines.stream.reader import Arrays, read_shards
+from pipelines.stream.shards import shards_of
 from pipelines.tables import read_table
 from tests.tables import DENSE, IDS, IMAGE, SPARSE, contract_of, feature_table
 

@@ -164,6 +164,9 @@ class Train(Section):
     checkpoint: Checkpoint = Field(
         default=Checkpoint(), description="Checkpoints inside an epoch; training goes on from the last one."
     )
+    memory_mb: Positive | None = Field(
+        default=None, description="Memory of a rank, for `make plan`. Default: its share of what the machine has free."
+    )
     read_threads: Positive = Field(default=2, description="Threads a rank that read shards side by side.")
     timeout_s: Positive = Field(
         default=300, description="A rank that does not get on for so many seconds is named, and all ranks end."

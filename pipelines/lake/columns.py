@@ -4,7 +4,6 @@ Read from the Parquet footers. A column that cannot become a tensor is a problem
 silence and never turned into another type.
 """
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,9 +17,7 @@ import pyarrow.parquet as pq
 from pipelines.errors import DataError, one_line
 from pipelines.lake.contract import Column, Dtype
 from pipelines.lake.row_ids import ROW_ID
-from pipelines.lake.snapshot import Snapshot
-
-_SPARK_SCHEMA = b"org.apache.spark.sql.parquet.row.metadata"
+from pipelines.lake.snapshot import Snapshot, rewrite_command
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ def columns_of(snapshot: Snapshot, names: Sequence[str] | None = None) -> tuple[
         if problem.column in chosen:
             raise DataError(
                 f"{snapshot.table} version {snapshot.version}: {problem}; choose other columns, or rewrite the table: "
-                f"{rewrite_command(snapshot)}"
+                f"{rewrite_command(snapshot.table)}"
             )
     for name in chosen:
         if name not in columns:
@@ -60,11 +57,6 @@ def columns_of(snapshot: Snapshot, names: Sequence[str] | None = None) -> tuple[
                 f"{snapshot.table} version {snapshot.version}: wanted a column {name!r}, seen {', '.join(columns)}"
             )
     return tuple(columns[name] for name in dict.fromkeys([ROW_ID, *chosen]))
-
-
-def rewrite_command(snapshot: Snapshot) -> str:
-    """The command that writes the table anew in the layout that streams."""
-    return f"spark-submit --properties-file conf/spark.conf jobs/layout.py {snapshot.table} {snapshot.table}_layout"
 
 
 def describe(snapshot: Snapshot) -> tuple[dict[str, Column], list[Problem]]:
@@ -145,7 +137,7 @@ def _as_tensor(files: list[pq.ParquetFile], field: pa.Field) -> tuple[Column | N
     if (dtype := _dtype(kind)) is not None:
         return Column(name=field.name, kind="value", dtype=dtype), None
     wanted = "a number, a boolean, a list of numbers or bytes of one length"
-    return None, (wanted, "a vector of MLlib" if _is_vector(files[0], field.name) else str(kind))
+    return None, (wanted, str(kind))
 
 
 def _dtype(kind: pa.DataType) -> Dtype | None:
@@ -177,9 +169,3 @@ def _fixed(name: str, dtype: Dtype, widths: set[float | int | None]) -> tuple[Co
         return None, ("values of one length", "several lengths")
     width = int(next(iter(widths), 0) or 0)
     return Column(name=name, kind="value", dtype=dtype, shape=(width,)), None
-
-
-def _is_vector(file: pq.ParquetFile, name: str) -> bool:
-    schema = (file.schema_arrow.metadata or {}).get(_SPARK_SCHEMA) or (file.metadata.metadata or {}).get(_SPARK_SCHEMA)
-    fields = json.loads(schema)["fields"] if schema else []
-    return any(f["name"] == name and isinstance(f["type"], dict) and f["type"].get("type") == "udt" for f in fields)

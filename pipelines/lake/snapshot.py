@@ -111,12 +111,22 @@ class Snapshot(Frozen):
         )
 
 
+def rewrite_command(table: str | Path) -> str:
+    """The command that writes a table anew in the layout that streams."""
+    return f'make layout ARGS="{table} {table}_layout"'
+
+
 def _open_delta(table: Path, version: int | None) -> DeltaTable:
     try:
         delta = DeltaTable(str(table))
     except TableNotFoundError:
         raise LakeError(f"{table}: wanted a Delta table, seen none; run the stage that writes it") from None
     except DeltaError as error:
+        if "'udt'" in str(error):
+            raise LakeError(
+                f"{table}: wanted plain columns, seen a user-defined type such as MLlib's vectors; rewrite it: "
+                f"{rewrite_command(table)}"
+            ) from None
         raise LakeError(f"{table}: the Delta log cannot be read: {one_line(str(error))}") from None
     if version is None or version == delta.version():
         return delta
@@ -140,16 +150,16 @@ def _refuse_features(table: Path, delta: DeltaTable) -> None:
     if "deletionVectors" in reader_features and pa.table(delta.deletion_vectors()).num_rows:
         raise LakeError(
             f"{where}: wanted plain files, seen deletion vectors, whose deleted rows would come back; "
-            f"run REORG TABLE delta.`{table}` APPLY (PURGE)"
+            f"rewrite it: {rewrite_command(table)}"
         )
     if properties.get("delta.columnMapping.mode", "none") != "none":
         raise LakeError(
-            f"{where}: wanted columns under their own names, seen column mapping; write the table anew without it"
+            f"{where}: wanted columns under their own names, seen column mapping; rewrite it: {rewrite_command(table)}"
         )
     if metadata.partition_columns:
         raise LakeError(
             f"{where}: wanted an unpartitioned table, seen partition columns {metadata.partition_columns}, whose "
-            "values are not in the files; write the table anew without partitionBy"
+            f"values are not in the files; rewrite it: {rewrite_command(table)}"
         )
 
 

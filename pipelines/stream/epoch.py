@@ -20,12 +20,12 @@ from torch import Tensor
 
 from pipelines.errors import DataError
 from pipelines.lake import Column
+from pipelines.stream.forecast import BLOCK_BYTES, QUEUED_BLOCKS
 from pipelines.stream.plan import EpochPlan, Indices, needed_steps
 from pipelines.stream.reader import Arrays, read_shards
 from pipelines.stream.shards import Shard
 from pipelines.stream.times import LoaderTimes
 
-BLOCK_BYTES = 4 << 20  # batches are gathered some at a time, so that the cost of numpy calls spreads over them
 CLOSE_TIMEOUT_S = 10.0
 _END = None
 
@@ -90,7 +90,7 @@ class EpochReader:
         self._block_steps = max(1, BLOCK_BYTES // lane_bytes)
         self._budget = prefetch_mb * 1_000_000
         ahead = max(1, self._budget // 2 // (self._block_steps * lane_bytes))
-        self._blocks: queue.Queue[_Block | Exception | None] = queue.Queue(maxsize=min(ahead, 16))
+        self._blocks: queue.Queue[_Block | Exception | None] = queue.Queue(maxsize=min(ahead, QUEUED_BLOCKS))
         self._stop, self._all_read = threading.Event(), threading.Event()
         self._windows: _Windows | None = None
         self._thread = threading.Thread(target=self._produce, name="lanes", daemon=True)

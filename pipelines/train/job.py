@@ -122,6 +122,8 @@ class TrainResult(BaseModel):
     Attributes:
         best_epoch: The epoch whose weights were kept.
         seconds: Time in epochs, validation included.
+        base_mb: Memory of rank 0 before it read.
+        peak_mb: Its peak.
         resumed_from: Epoch and step of the checkpoint that the run went on from; (0, 0) where there was none.
     """
 
@@ -134,3 +136,5 @@ class TrainResult(BaseModel):
     parameters: int
     seconds: float
     resumed_from: tuple[int, int]
+    base_mb: float
+    peak_mb: float

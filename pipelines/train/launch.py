@@ -34,6 +34,7 @@ HOW_NOT_WHAT = (  # settings of train that change how a network is learned, not 
     "threads",
     "prefetch_mb",
     "read_threads",
+    "memory_mb",
     "balance",
     "checkpoint",
     "timeout_s",

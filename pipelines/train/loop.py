@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -39,6 +40,9 @@ class Trainer:
     Args:
         job: What to do.
         device: Where this rank computes.
+
+    Attributes:
+        base_mb: Memory of this rank before it read anything.
     """
 
     def __init__(self, job: TrainJob, device: torch.device) -> None:
@@ -55,6 +59,7 @@ class Trainer:
         self.schedule = make_schedule(self.train, self.optimizer, total_steps=len(self.loader) * self.train.epochs)
         self.epochs: list[EpochResult] = []
         self.best_epoch = 0
+        self.base_mb = 0.0
         self._interrupted: tuple[Sums, float] | None = None  # what the epoch to go on with has so far, its seconds
         self.clock = StepClock(device, self.network if self.world > 1 else None)
         every = self.train.checkpoint
@@ -130,6 +135,7 @@ class Trainer:
         for parameter in self.parameters:
             parameter.grad = None
         self._set_generators(generators)
+        self.base_mb = psutil.Process().memory_info().rss / 1e6
 
     def _epoch(self) -> EpochResult:
         epoch = self.loader.epoch

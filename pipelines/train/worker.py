@@ -5,6 +5,7 @@ torchrun --standalone --nproc-per-node 2 -m pipelines.train.worker JOB.json
 
 import ctypes
 import os
+import resource
 import signal
 import socket
 import sys
@@ -107,6 +108,7 @@ def _work(job: TrainJob, rank: int, heartbeat: Heartbeat) -> None:
             tell(done)
     trainer.run(tell)
     seconds = time.monotonic() - started
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     dist.barrier()
     dist.destroy_process_group()
     if rank == 0:
@@ -120,6 +122,8 @@ def _work(job: TrainJob, rank: int, heartbeat: Heartbeat) -> None:
             parameters=sum(p.numel() for p in trainer.network.parameters()),
             seconds=round(seconds, 3),
             resumed_from=resumed,
+            base_mb=trainer.base_mb,
+            peak_mb=peak_mb,
         )
         write_json(job.result_path, result)
 

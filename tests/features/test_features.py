@@ -15,8 +15,8 @@ from pipelines.errors import DataError
 from pipelines.features.apply import transform
 from pipelines.features.fitted import FittedFeatures
 from pipelines.features.split import with_split
-from pipelines.stream.loader import shards_of
 from pipelines.stream.reader import read_shards
+from pipelines.stream.shards import shards_of
 from tests.stages import features_of, run
 
 Workload = Callable[..., Path]

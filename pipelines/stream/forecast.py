@@ -1,0 +1,112 @@
+"""Forecast: what an epoch will read, on which rank, in how much memory; a pure function of the plan."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.config.learning import Train
+from pipelines.lake import Column, File, Snapshot
+from pipelines.stream.plan import EpochPlan, assign_lanes, needed_steps
+from pipelines.stream.shards import Shard, shards_of
+
+# Batches are gathered some at a time, so that the cost of numpy calls spreads over them, and made so far ahead.
+BLOCK_BYTES, QUEUED_BLOCKS = 4 << 20, 16
+
+
+@dataclass(frozen=True)
+class RankForecast:
+    """What one rank reads in an epoch.
+
+    Attributes:
+        row_groups: Row groups that it opens; one on a boundary of ranks is opened by both.
+        bytes: Of its rows as tensors.
+        read_bytes: Of the row groups that it opens, as stored.
+        held_bytes: The most that its loader holds at a time.
+    """
+
+    lanes: tuple[int, ...]
+    files: int
+    row_groups: int
+    rows: int
+    bytes: int
+    read_bytes: int
+    held_bytes: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What an epoch will do.
+
+    Attributes:
+        imbalance: Rows of the rank with most over the mean of the ranks.
+        largest_row_group: Bytes of the largest, as tensors.
+    """
+
+    rows: int
+    steps: int
+    lane_rows: tuple[int, int]
+    ranks: tuple[RankForecast, ...]
+    imbalance: float
+    largest_row_group: int
+
+
+def forecast(snapshot: Snapshot, columns: tuple[Column, ...], train: Train, *, seed: int) -> Forecast:
+    """Of the first epoch; others differ in which row groups meet, not in how many."""
+    shards = shards_of(snapshot)
+    plan = EpochPlan(
+        tuple(shard.rows for shard in shards), train.num_lanes, train.batch_size, train.window, seed=seed, epoch=0
+    )
+    row_bytes = sum(column.bytes_per_row for column in columns)
+    stored = dict(zip(snapshot.paths(), snapshot.files, strict=True))
+    ranks = tuple(
+        _of_rank(plan, lanes, shards, stored, row_bytes, train) for lanes in assign_lanes(plan.lanes, train.ranks)
+    )
+    ends = [plan.lane_range(lane) for lane in range(plan.lanes)]
+    sizes = [end - start for start, end in ends]
+    return Forecast(
+        rows=plan.rows,
+        steps=plan.steps,
+        lane_rows=(min(sizes), max(sizes)),
+        ranks=ranks,
+        imbalance=max(rank.rows for rank in ranks) * len(ranks) / max(plan.rows, 1),
+        largest_row_group=max((shard.rows for shard in shards), default=0) * row_bytes,
+    )
+
+
+def _of_rank(
+    plan: EpochPlan, lanes: range, shards: list[Shard], stored: dict[Path, File], row_bytes: int, train: Train
+) -> RankForecast:
+    needed = needed_steps(plan, lanes)
+    touched = [shards[shard] for window in needed for shard in plan.window_shards(window)]
+    rows = plan.lane_range(lanes[-1])[1] - plan.lane_range(lanes[0])[0]
+    return RankForecast(
+        lanes=tuple(lanes),
+        files=len({shard.path for shard in touched}),
+        row_groups=len(touched),
+        rows=rows,
+        bytes=rows * row_bytes,
+        read_bytes=sum(_stored_bytes(stored[shard.path], shard) for shard in touched),
+        held_bytes=_held_bytes(plan, needed, row_bytes, len(lanes), train),
+    )
+
+
+def _stored_bytes(file: File, shard: Shard) -> int:
+    """A row group's part of its file."""
+    sizes = [size for _, size in file.row_groups]
+    return file.bytes * sizes[shard.row_group] // max(sum(sizes), 1)
+
+
+def _held_bytes(
+    plan: EpochPlan, needed: dict[int, tuple[int, int]], row_bytes: int, num_lanes: int, train: Train
+) -> int:
+    """Windows in use, windows ahead, what is being decoded, and batches made ahead, at the worst step."""
+    size = {w: int(plan.window_starts[w + 1] - plan.window_starts[w]) * row_bytes for w in needed}
+    edges = sorted({first for first, _ in needed.values()})
+    in_use = max((sum(size[w] for w, (a, b) in needed.items() if a <= step <= b) for step in edges), default=0)
+    total, largest = sum(size.values()), max(size.values(), default=0)
+    ahead = min(max(train.prefetch_mb * 500_000, largest), total)
+    decoding = largest * min(train.read_threads, len(size))
+    lane_bytes = max(1, plan.lane_batch * num_lanes * row_bytes)
+    block = max(1, BLOCK_BYTES // lane_bytes) * lane_bytes
+    queued = max(1, min(train.prefetch_mb * 500_000 // block, QUEUED_BLOCKS)) + 2
+    blocks = min(queued * block, plan.rows * row_bytes)
+    return in_use + min(ahead, max(total - in_use, 0)) + decoding + blocks
