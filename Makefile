@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYSPARK_PYTHON ?= $(CURDIR)/$(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help doctor setup demo run plan layout $(STAGES) leaderboard rollback clean ui test test-faults check check-fast format docs bench
+.PHONY: help doctor setup demo run plan layout audit $(STAGES) leaderboard rollback clean ui test test-faults check check-fast format docs bench
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z$$()A-Z -]+:.*## / {sub(/\$$\(STAGES\)/, "<stage>", $$1); printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ run: $(STAMP)  ## Every stage that the workload declares; what is up to date is 
 
 plan: $(STAMP)  ## What the training would do: rows, memory, time, and what stands in its way (FORMAT=json)
 	@$(BIN)/python jobs/plan.py conf/$(W).yaml --format $(FORMAT) $(ARGS)
+
+audit: $(STAMP)  ## What trained a run (RUN=id), or which models saw a row (ROW=key)
+	@$(BIN)/python jobs/audit.py conf/$(W).yaml $(if $(RUN),--run $(RUN)) $(if $(ROW),--row "$(ROW)") $(ARGS)
 
 layout: $(STAMP)  ## Rewrite any Delta table so that it streams (ARGS="SOURCE TARGET")
 	@$(BIN)/python jobs/layout.py conf/$(W).yaml $(ARGS)

@@ -17,12 +17,13 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from pipelines.errors import DataError, HeadraceError, LakeError, one_line
+from pipelines.errors import DataError, HeadraceError, LakeError, is_full_disk, one_line
 
 if TYPE_CHECKING:
     from pipelines.config import Config
 
 ASK_AGAIN_S = 5.0
+_received: list[int] = []  # the signals that were to end this job
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
@@ -59,7 +60,6 @@ def guarded(arguments: argparse.Namespace, work: Callable[["Config"], None]) -> 
     signal.signal(signal.SIGTERM, _on_sigterm)
     signal.signal(signal.SIGINT, _on_sigint)
     signal.signal(signal.SIGALRM, _on_sigint)
-    again = "the same command goes on where it stopped"
     try:
         from pipelines import session
         from pipelines.config import load_config
@@ -68,12 +68,12 @@ def guarded(arguments: argparse.Namespace, work: Callable[["Config"], None]) -> 
             session.use_properties(arguments.properties_file)
         work(load_config(arguments.config, arguments.overrides))
     except KeyboardInterrupt:
-        print(f"interrupted; {again}", file=sys.stderr)
-        return 130
-    except SystemExit as error:
-        print(f"ended; {again}", file=sys.stderr)
-        return int(error.code or 0)
+        return _cut_off(signal.SIGINT)
+    except SystemExit:
+        return _cut_off(signal.SIGTERM)
     except Exception as error:
+        if _received:  # the JVM met the signal as well, and ended first
+            return _cut_off(_received[0])
         known = explain(error)
         for line in str(known).splitlines():
             print(f"error: {line}", file=sys.stderr)
@@ -81,24 +81,34 @@ def guarded(arguments: argparse.Namespace, work: Callable[["Config"], None]) -> 
     finally:
         for number in (signal.SIGINT, signal.SIGALRM):  # what is left is to end, which takes a second
             signal.signal(number, signal.SIG_IGN)
+        _say_no_more()
         if "pipelines.session" in sys.modules:
             sys.modules["pipelines.session"].stop_session()
     return 0
 
 
+def _cut_off(number: int) -> int:
+    """Say in one line that a signal ended the job; its exit code is that of a shell, 128 and the signal's number."""
+    how = "interrupted" if number == signal.SIGINT else "ended"
+    print(f"{how}; the same command goes on where it stopped", file=sys.stderr)
+    return 128 + number
+
+
 def _on_sigint(*_: object) -> None:
     _say_no_more()
+    _received.append(signal.SIGINT)
     signal.setitimer(signal.ITIMER_REAL, ASK_AGAIN_S)  # some libraries swallow it, while they are imported
     raise KeyboardInterrupt
 
 
 def _on_sigterm(*_: object) -> None:
     _say_no_more()
+    _received.append(signal.SIGTERM)
     raise SystemExit(143)
 
 
 def _say_no_more() -> None:
-    """Keep libraries from telling, each with a traceback, that they are cut off: they log it or print it."""
+    """Keep libraries from telling, each with a traceback, that the JVM is gone: they log it or print it."""
     logging.disable()
     socketserver.BaseServer.handle_error = lambda *_: None  # type: ignore[method-assign]  # Spark's accumulators
 
@@ -116,7 +126,7 @@ def explain(error: BaseException) -> HeadraceError:
     text = _whole_text(error)
     if ours := re.search(r"pipelines\.errors\.\w+: (.+)", text):
         return DataError(ours.group(1).strip())
-    if "No space left on device" in text or "disk is full" in text or getattr(error, "errno", 0) == errno.ENOSPC:
+    if is_full_disk(text) or getattr(error, "errno", 0) == errno.ENOSPC:
         return LakeError(f"{lake_root()}: the disk is full; free space and run the same command again")
     if "FAILED_READ_FILE" in text:
         file = re.search(r"file:/*(/\S+?)[.,]?\s", text)

@@ -39,6 +39,11 @@ class Refused(HeadraceError):
     exit_code = 3
 
 
+def is_full_disk(text: str) -> bool:
+    """Whether an error's message says that a disk is full; SQLite has words of its own."""
+    return "No space left on device" in text or "disk is full" in text
+
+
 def one_line(text: str, *, limit: int = 500) -> str:
     """`text` folded to one line of at most `limit` characters."""
     folded = " ".join(text.split())

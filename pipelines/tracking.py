@@ -23,7 +23,7 @@ import psutil
 from pydantic import BaseModel, ConfigDict
 
 from pipelines.config.load import lake_root
-from pipelines.errors import TrackingError, one_line
+from pipelines.errors import TrackingError, is_full_disk, one_line
 from pipelines.lake import Snapshot
 
 if TYPE_CHECKING:
@@ -70,6 +70,22 @@ class Registered(BaseModel):
     version: int
     ref: ModelRef
     evaluation: str
+    tags: dict[str, str] = {}
+
+
+class TrainingRecord(BaseModel):
+    """What a run recorded of its training.
+
+    Attributes:
+        run_id: The run of the stage that trained.
+        receipt: The stage's receipt, where the stage ended.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: str
+    tags: dict[str, str]
+    receipt: dict[str, Any] | None
 
 
 def tracking_uri() -> str:
@@ -132,6 +148,8 @@ def _guarded(what: str, call: Callable[[], T]) -> T:
     try:
         return call()
     except MlflowException as error:
+        if is_full_disk(str(error)):
+            raise
         raise TrackingError(f"MLflow at {tracking_uri()}: {what}: {one_line(str(error))}") from None
 
 
@@ -291,6 +309,26 @@ def prune_runs(workload: str, *, keep: int) -> int:
                 client.delete_run(run_id)
             removed += 1
     return removed
+
+
+def training_record(run_id: str) -> TrainingRecord:
+    """What the run of the train stage recorded; `run_id` may be that of the pipeline run above it.
+
+    Raises:
+        TrackingError: There is no such run, or it trained nothing.
+    """
+    mlflow = _mlflow()
+    client = mlflow.MlflowClient()
+    run = _guarded(f"run {run_id}", lambda: client.get_run(run_id))
+    children = f"tags.`mlflow.parentRunId` = '{run_id}' and tags.`headrace.stage` = 'train'"
+    for found in (run, *client.search_runs([run.info.experiment_id], children)):
+        if "headrace.training.delta_path" in found.data.tags:
+            uri = f"runs:/{found.info.run_id}/receipt.json"
+            receipt = None
+            if any(artifact.path == "receipt.json" for artifact in client.list_artifacts(found.info.run_id)):
+                receipt = _guarded(f"read {uri}", lambda uri=uri: mlflow.artifacts.load_dict(uri))  # type: ignore[misc]
+            return TrainingRecord(run_id=found.info.run_id, tags=found.data.tags, receipt=receipt)
+    raise TrackingError(f"MLflow at {tracking_uri()}: run {run_id}: wanted a run that trained, seen none in it")
 
 
 def _requirements(*packages: str) -> list[str]:
@@ -467,6 +505,7 @@ def _registered(version: "ModelVersion") -> Registered:
         version=int(version.version),
         ref=ModelRef.model_validate_json(tags[REF_TAG]),
         evaluation=tags.get(EVALUATION_TAG, ""),
+        tags=dict(tags),
     )
 
 

@@ -6,15 +6,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from pyspark.sql import SparkSession
 
 from pipelines import receipt as receipt_module
 from pipelines import tracking
+from pipelines.audit import as_text, audit_row, audit_run
 from pipelines.config import load_config
-from pipelines.errors import LakeError, Refused
-from pipelines.lake import receipt_path, table_path
+from pipelines.errors import ConfigError, LakeError, Refused, TrackingError
+from pipelines.lake import Snapshot, receipt_path, table_path
 from pipelines.receipt import changed, read_receipt
 from pipelines.register import rollback
 from pipelines.run import STAGES, depends_on, only_one
@@ -75,9 +77,9 @@ def test_receipts_hold_what_others_read(chain: Path) -> None:
         assert receipt["stage"] == name and receipt["workload"] == "chain"
         assert {"digest", "seconds", "rows", "result"} <= receipt.keys() and receipt["rows"] > 0
     epochs = receipts["train"]["result"]["epochs"]
-    assert [set(epoch) for epoch in epochs] == [
-        {"epoch", "rows", "row_id_sum", "loss", "metrics", "rows_per_s", "data_wait_share"}
-    ] * 2
+    wanted = {"epoch", "rows", "row_id_sum", "loss", "metrics", "rows_per_s", "data_wait_share"}
+    assert len(epochs) == 2 and all(wanted <= set(epoch) for epoch in epochs)
+    assert all(len(epoch["ranks"]) == 1 and epoch["verdict"] for epoch in epochs)
     evaluation = receipts["evaluate"]["result"]
     assert [(c["name"], c["kind"]) for c in evaluation["candidates"]] == [
         ("LogisticRegression", "classic"),
@@ -238,6 +240,37 @@ def test_each_version_carries_where_it_came_from(chain: Path) -> None:
     assert int(tags["headrace.delta_version"]) >= 0 and len(tags["headrace.file_digest"]) == 64
     assert json.loads(tags["headrace.verdict"])["passed"] and json.loads(tags["headrace.features"])["inputs"]
     assert tags["headrace.code_version"]
+
+
+def test_an_audit_derives_again_what_trained_a_run(chain: Path) -> None:
+    receipt = read_receipt(receipt_path("chain", "train"))
+    assert receipt is not None
+    audit = audit_run(receipt.run_id)
+    assert audit.differences == [] and len(audit.epochs) == len(receipt.result["epochs"])
+    assert audit.snapshot.rows == receipt.result["epochs"][0]["rows"]
+    client = tracking._mlflow().MlflowClient()
+    parent = client.get_run(receipt.run_id).data.tags["mlflow.parentRunId"]
+    assert audit_run(parent).run_id == receipt.run_id and "each of these rows once" in as_text(audit)
+    client.set_tag(receipt.run_id, "headrace.training.row_digest", "1:0")
+    assert "row_digest: the run recorded 1:0" in "".join(audit_run(receipt.run_id).differences)
+    client.set_tag(receipt.run_id, "headrace.training.row_digest", audit.snapshot.row_digest)
+    with pytest.raises(TrackingError, match="run nope: "):
+        audit_run("nope")
+
+
+def test_an_audit_tells_which_models_saw_a_row(chain: Path) -> None:
+    config: Any = load_config(chain)
+    raw, training = (Snapshot.open(table_path("chain", name)) for name in ("raw", "features/train"))
+    rows = [row for path in raw.paths() for row in pq.read_table(path).to_pylist()]
+    trained = {
+        row["row_id"] for path in training.paths() for row in pq.read_table(path, columns=["row_id"]).to_pylist()
+    }
+    for row in (next(r for r in rows if r["row_id"] in trained), next(r for r in rows if r["row_id"] not in trained)):
+        row_id, sightings = audit_row(config, f"{row['_file']}:{row['_line']}")
+        assert row_id == row["row_id"] and sightings
+        assert {sighting.saw for sighting in sightings} == {row_id in trained}
+    with pytest.raises(ConfigError, match="wanted FILE:LINE or row_id=NUMBER"):
+        audit_row(config, "17")
 
 
 def test_runs_in_mlflow(chain: Path) -> None:

@@ -1,0 +1,154 @@
+"""Audit: what trained a run, derived again from the table; and which registered models saw a row."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipelines import tracking
+from pipelines.config import Config
+from pipelines.errors import ConfigError, LakeError, one_line
+from pipelines.ingest import POSITION
+from pipelines.lake import ROW_ID, Snapshot
+from pipelines.lake.row_ids import position_ids
+from pipelines.session import get_session
+from pipelines.tracking import Registered
+
+_PREFIX = "headrace.training."
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What trained a run.
+
+    Attributes:
+        snapshot: The table at the version that the run names, opened and summed anew.
+        epochs: `rows` and `row_id_sum` of each epoch, by the run's receipt.
+        differences: What does not agree; empty where every row is accounted for.
+    """
+
+    run_id: str
+    snapshot: Snapshot
+    epochs: list[tuple[int, int]]
+    differences: list[str]
+
+
+def audit_run(run_id: str) -> Audit:
+    """Derive again from a run which table, version, files and rows trained it.
+
+    Args:
+        run_id: Of the train stage, or of the pipeline run above it.
+
+    Raises:
+        LakeError: The table or the version is gone.
+        TrackingError: MLflow knows no such run, or it trained nothing.
+    """
+    record = tracking.training_record(run_id)
+    tags = {name.removeprefix(_PREFIX): value for name, value in record.tags.items() if name.startswith(_PREFIX)}
+    snapshot = Snapshot.open(tags["delta_path"], version=int(tags["delta_version"]))
+    result = (record.receipt or {}).get("result", {})
+    epochs = [(int(epoch["rows"]), int(epoch["row_id_sum"])) for epoch in result.get("epochs", [])]
+    differences = []
+    for name, seen in (("file_digest", snapshot.digest), ("row_digest", snapshot.row_digest)):
+        if tags[name] != seen:
+            differences.append(f"{name}: the run recorded {tags[name]}, the table has {seen}")
+    if not epochs:
+        differences.append("the run left no receipt: it did not end, or fitted a model without epochs")
+    for number, (rows, row_id_sum) in enumerate(epochs):
+        if (rows, row_id_sum) != (snapshot.rows, snapshot.row_id_sum):
+            differences.append(
+                f"epoch {number + 1}: {rows:,} rows with row_id sum {row_id_sum:#018x}, the table has {snapshot.rows:,} "
+                f"with {snapshot.row_id_sum:#018x}"
+            )
+    return Audit(record.run_id, snapshot, epochs, differences)
+
+
+def as_text(audit: Audit) -> str:
+    """The audit as lines that a user reads."""
+    snapshot = audit.snapshot
+    lines = [
+        f"run     {audit.run_id}",
+        f"table   {snapshot.table} version {snapshot.version}, {len(snapshot.files)} files, digest {snapshot.digest[:16]}",
+        f"rows    {snapshot.rows:,} with row_id sum {snapshot.row_id_sum:#018x}, summed anew from the files",
+        f"epochs  {len(audit.epochs)}, by the run's receipt",
+    ]
+    agreed = "every epoch trained on each of these rows once"
+    return "\n".join([*lines, *(audit.differences or [agreed])])
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """Whether a registered model saw a row; None where its training table is gone, so that nobody can say."""
+
+    version: Registered
+    saw: bool | None
+    note: str
+
+
+def audit_row(config: Config, key: str) -> tuple[int, list[Sighting]]:
+    """Which registered models of the workload saw a row in training.
+
+    Args:
+        config: The workload.
+        key: Values of `source.key` in order, separated by commas; without one `file:line`; or `row_id=NUMBER`.
+
+    Returns:
+        The row's id, and each version, newest first.
+
+    Raises:
+        ConfigError: `key` does not fit the workload's key.
+    """
+    row_id = _row_id(config, key)
+    return row_id, [_sighting(version, row_id) for version in tracking.versions(config.workload)]
+
+
+def _sighting(version: Registered, row_id: int) -> Sighting:
+    table, number = version.tags["headrace.delta_path"], int(version.tags["headrace.delta_version"])
+    where = f"{table} version {number}"
+    try:
+        snapshot = Snapshot.open(table, version=number, row_id_sum=0)
+    except LakeError as error:
+        return Sighting(version, None, one_line(str(error), limit=200))
+    return Sighting(version, any(row_id in ids for ids in _ids(snapshot)), where)
+
+
+def _ids(snapshot: Snapshot) -> Any:
+    """The row ids, file by file."""
+    position = 0
+    for path, file in zip(snapshot.paths(), snapshot.files, strict=True):
+        if snapshot.row_ids == "position":
+            yield set(position_ids(position, file.rows).tolist())
+        else:
+            column = pq.read_table(path, columns=[ROW_ID], partitioning=None).column(ROW_ID)
+            yield set(np.concatenate([chunk.to_numpy() for chunk in column.chunks] or [[]]).tolist())
+        position += file.rows
+
+
+def _row_id(config: Config, key: str) -> int:
+    """xxhash64 of the key as `ingest` takes it, by Spark itself."""
+    if key.startswith("row_id="):
+        return int(key.removeprefix("row_id="))
+    names = config.source.key or list(POSITION)
+    values = key.split(",") if config.source.key else key.rsplit(":", 1)
+    if len(values) != len(names):
+        wanted = ",".join(names) if config.source.key else "FILE:LINE"
+        raise ConfigError(f"ROW: wanted {wanted} or row_id=NUMBER, seen {key!r}")
+    from pyspark.sql import functions as F
+
+    spark = get_session(config)
+    kinds = {**config.source.columns, **dict(zip(POSITION, ("string", "bigint"), strict=True))}
+    row = spark.createDataFrame([tuple(values)], ", ".join(f"`{name}` string" for name in names))
+    found = row.select(F.xxhash64(*[F.col(name).cast(kinds[name]) for name in names])).first()
+    assert found is not None
+    return int(found[0])
+
+
+def text_of(row_id: int, sightings: list[Sighting]) -> str:
+    """The sightings as lines that a user reads."""
+    answer = {True: "saw it", False: "did not see it", None: "cannot be said"}
+    lines = [f"row_id {row_id}"]
+    for sighting in sightings:
+        version = sighting.version
+        lines.append(f"version {version.version} ({version.ref.name}): {answer[sighting.saw]}; {sighting.note}")
+    return "\n".join(lines if sightings else [*lines, "no model is registered"])
