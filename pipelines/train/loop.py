@@ -60,6 +60,7 @@ class Trainer:
         self.epochs: list[EpochResult] = []
         self.best_epoch = 0
         self.base_mb = 0.0
+        self._weights: dict[float, Tensor] = {}
         self._interrupted: tuple[Sums, float] | None = None  # what the epoch to go on with has so far, its seconds
         self.clock = StepClock(device, self.network if self.world > 1 else None)
         every = self.train.checkpoint
@@ -215,7 +216,9 @@ class Trainer:
             parameter.grad = None  # as Optimizer.zero_grad does, without its profiling
         self.clock.enter("backward")
         weight = row_weight(rows=batch.rows, global_rows=batch.global_rows, ranks=self.world)
-        loss.backward(torch.full_like(loss, weight))  # type: ignore[no-untyped-call]
+        if weight not in self._weights:  # all batches but the last have the same
+            self._weights[weight] = torch.full_like(loss, weight)
+        loss.backward(self._weights[weight])  # type: ignore[no-untyped-call]
         self.clock.enter("optimizer")
         self._optimize()
         self.clock.enter("other")
