@@ -21,8 +21,8 @@ from torch import Tensor
 from pipelines.errors import DataError
 from pipelines.lake import Column
 from pipelines.stream.forecast import BLOCK_BYTES, QUEUED_BLOCKS
-from pipelines.stream.plan import EpochPlan, Indices, needed_steps
-from pipelines.stream.reader import Arrays, read_shards
+from pipelines.stream.plan import EpochPlan, Indices, needed_steps, pieces
+from pipelines.stream.reader import Arrays, empty_arrays, read_shards
 from pipelines.stream.shards import Shard
 from pipelines.stream.times import LoaderTimes
 
@@ -155,33 +155,38 @@ class EpochReader:
                 return
             last = min(first + self._block_steps, self.plan.steps)
             windows.read_ahead(last)
-            with self._times.measured("collate"):
-                positions, sizes = self._positions(first, last)
             windows.wait_for(last)
             with self._times.measured("shuffle"):
-                arrays = self._gather(windows, positions)
+                arrays, sizes = self._gather(windows, first, last)
             with self._times.measured("collate"):
                 block = self._collate(arrays, first, sizes)
             del arrays
             windows.drop_before(last)
             self._put(block)
 
-    def _gather(self, windows: "_Windows", positions: Indices) -> Arrays:
-        """The rows at positions of the sequence, in their order."""
-        starts = self.plan.window_starts
-        window_of = np.searchsorted(starts, positions, side="right") - 1
-        needed = np.unique(window_of).tolist()
-        if len(needed) == 1:  # all rows from one window: gather them in their final order
-            order = windows.rows(needed[0])[positions - starts[needed[0]]]
-            arrays = {k: v.take(order, axis=0, mode="clip") for k, v in windows.arrays(needed[0]).items()}
-        else:
-            arrays = {c.name: np.empty((len(positions), *c.shape), dtype=c.dtype) for c in self._columns}
-            for window in needed:
-                places = np.flatnonzero(window_of == window)
-                chosen = windows.rows(window)[positions[places] - starts[window]]
-                for name, values in windows.arrays(window).items():
-                    arrays[name][places] = values.take(chosen, axis=0, mode="clip")
-        return arrays
+    def _gather(self, windows: "_Windows", first: int, last: int) -> tuple[Arrays, list[int]]:
+        """The rank's rows of steps [first, last) in the order step, lane, row, and how many each step has."""
+        bounds = self.plan.batch_bounds(self._lanes, first, last)
+        sizes = np.diff(bounds, axis=0)  # of shape (steps, lanes)
+        found = [pieces(self.plan, *lane) for lane in bounds[[0, -1]].T.tolist()]
+        needed = {piece.window for lane in found for piece in lane}
+        if len(needed) == 1:  # all rows from one window: taken in their final order
+            (only,) = needed
+            order = windows[only].rows[_ranges(bounds[:-1], sizes) - self.plan.window_starts[only]]
+            arrays = {k: v.take(order, axis=0, mode="clip") for k, v in windows[only].arrays.items()}
+            return arrays, sizes.sum(axis=1).tolist()
+        flat = empty_arrays(self._columns, int(sizes.sum()))  # lane behind lane: each is a few runs of the sequence
+        at = 0
+        for piece in (piece for lane in found for piece in lane):
+            window, rows = windows[piece.window], windows[piece.window].rows[piece.start : piece.end]
+            for name, values in window.arrays.items():
+                values.take(rows, axis=0, out=flat[name][at : at + len(rows)], mode="clip")
+            at += len(rows)
+        if len(self._lanes) > 1:
+            lane_starts = np.cumsum(bounds[-1] - bounds[0]) - (bounds[-1] - bounds[0])
+            order = _ranges(bounds[:-1] - bounds[0] + lane_starts, sizes)
+            flat = {name: values.take(order, axis=0, mode="clip") for name, values in flat.items()}
+        return flat, sizes.sum(axis=1).tolist()
 
     def _collate(self, arrays: Arrays, first: int, sizes: list[int]) -> "_Block":
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -189,13 +194,13 @@ class EpochReader:
             tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
         return _Block(first, sizes, {name: torch.split(tensor, sizes) for name, tensor in tensors.items()})
 
-    def _positions(self, first: int, last: int) -> tuple[Indices, list[int]]:
-        """The rank's part of steps [first, last) as positions of the sequence, and how many each step takes."""
-        bounds = self.plan.batch_bounds(self._lanes, first, last)
-        sizes = np.diff(bounds, axis=0)  # of shape (steps, lanes)
-        ends = np.cumsum(sizes)
-        skipped = np.repeat(bounds[:-1].ravel() - (ends - sizes.ravel()), sizes.ravel())
-        return np.arange(len(skipped)) + skipped, sizes.sum(axis=1).tolist()
+
+def _ranges(starts: Indices, sizes: Indices) -> Indices:
+    """The numbers [start, start + size) of each range, one behind the other."""
+    starts, sizes = starts.ravel(), sizes.ravel()
+    skipped = np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
+    found: Indices = np.arange(len(skipped)) + skipped
+    return found
 
 
 @dataclass(frozen=True)
@@ -213,6 +218,27 @@ class _Block:
             yield Batch(step, dict(zip(self.parts, tensors, strict=True)), rows, plan.batch_rows(step))
 
 
+class _Window:
+    """A window that is being read, in parts side by side."""
+
+    def __init__(self, arrays: Arrays, parts: Sequence[Future[None]], rows: Future[Indices]) -> None:
+        self.arrays, self._parts, self._rows = arrays, parts, rows
+
+    @property
+    def rows(self) -> Indices:
+        """Row numbers inside the window, in the order of the sequence."""
+        return self._rows.result()
+
+    def wait(self) -> None:
+        """Until it is read; raises what a reader raised."""
+        for part in self._parts:
+            part.result()
+
+    def is_read(self) -> bool:
+        """Whether `wait` would come back at once."""
+        return all(part.done() for part in self._parts)
+
+
 class _Windows:
     """The windows that the rank's lanes pass through, read ahead in the order in which they are needed."""
 
@@ -220,24 +246,18 @@ class _Windows:
         self._reader, self._pool = reader, pool
         self._needed = needed_steps(reader.plan, reader._lanes, reader.first)
         self._order = sorted(self._needed, key=lambda window: (self._needed[window][0], window))
-        self._reading: dict[int, Future[tuple[Arrays, Indices]]] = {}
-        self._unread, self._lock = len(self._order), threading.Lock()
+        self._reading: dict[int, _Window] = {}
+        self._unread, self._lock = 0, threading.Lock()
         if not self._order:
             reader._all_read.set()
 
-    def arrays(self, window: int) -> Arrays:
-        """The window's columns, rows in the order of its shards."""
-        return self._reading[window].result()[0]
-
-    def rows(self, window: int) -> Indices:
-        """The window's rows in the order of the sequence."""
-        return self._reading[window].result()[1]
+    def __getitem__(self, window: int) -> _Window:
+        return self._reading[window]
 
     def reading(self) -> str:
         """The files that are being read."""
-        under_way = [window for window, future in list(self._reading.items()) if not future.done()]
-        shards = [shard for window in under_way[: self._reader._read_threads] for shard in self._shards(window)]
-        return ", ".join(map(str, shards)) or "nothing"
+        under_way = [number for number, window in list(self._reading.items()) if not window.is_read()]
+        return ", ".join(str(shard) for number in under_way[:1] for shard in self._shards(number)) or "nothing"
 
     def read_ahead(self, step: int) -> None:
         """Start what steps before `step` need, and more as far as the memory limit allows, at least one window."""
@@ -250,8 +270,9 @@ class _Windows:
 
     def wait_for(self, step: int) -> None:
         """Wait until all that steps before `step` need is read."""
-        for window in [w for w in self._reading if self._needed[w][0] < step]:
-            self._reading[window].result()
+        for number, window in self._reading.items():
+            if self._needed[number][0] < step:
+                window.wait()
 
     def drop_before(self, step: int) -> None:
         """Let go of windows that no step from `step` on needs."""
@@ -259,8 +280,30 @@ class _Windows:
             del self._reading[window]
 
     def _start(self) -> None:
-        window = self._order.pop(0)
-        self._reading[window] = self._pool.submit(self._read, window)
+        """Begin to read the next window, a part of its shards a thread."""
+        reader, number = self._reader, self._order.pop(0)
+        shards = self._shards(number)
+        rows = self._pool.submit(self._permutation, number)
+        arrays, at, parts = empty_arrays(reader._columns, sum(shard.rows for shard in shards)), 0, []
+        for chosen in np.array_split(np.arange(len(shards)), min(reader._read_threads, len(shards))):
+            part = shards[chosen[0] : chosen[-1] + 1]
+            end = at + sum(shard.rows for shard in part)
+            with self._lock:
+                self._unread += 1
+            parts.append(self._pool.submit(self._read, part, {name: array[at:end] for name, array in arrays.items()}))
+            at = end
+        self._reading[number] = _Window(arrays, parts, rows)
+
+    def _permutation(self, number: int) -> Indices:
+        with self._reader._times.measured("shuffle"):
+            return self._reader.plan.window_rows(number)
+
+    def _read(self, shards: list[Shard], into: Arrays) -> None:
+        read_shards(shards, self._reader._columns, into=into, times=self._reader._times)
+        with self._lock:
+            self._unread -= 1
+            if not self._unread and not self._order:
+                self._reader._all_read.set()
 
     def _size(self, window: int) -> int:
         starts = self._reader.plan.window_starts
@@ -268,12 +311,3 @@ class _Windows:
 
     def _shards(self, window: int) -> list[Shard]:
         return [self._reader._shards[shard] for shard in self._reader.plan.window_shards(window)]
-
-    def _read(self, window: int) -> tuple[Arrays, Indices]:
-        arrays = read_shards(self._shards(window), self._reader._columns, times=self._reader._times)
-        with self._lock:
-            self._unread -= 1
-            if not self._unread:
-                self._reader._all_read.set()
-        with self._reader._times.measured("shuffle"):
-            return arrays, self._reader.plan.window_rows(window)

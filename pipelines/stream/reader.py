@@ -36,7 +36,18 @@ VENTILATOR_TIMEOUT_S = 60.0
 Arrays = dict[str, npt.NDArray[Any]]
 
 
-def read_shards(shards: Sequence[Shard], columns: Sequence[Column], *, times: LoaderTimes | None = None) -> Arrays:
+def empty_arrays(columns: Sequence[Column], rows: int) -> Arrays:
+    """Arrays of shape (rows, *column.shape), to be filled."""
+    return {column.name: np.empty((rows, *column.shape), dtype=column.dtype) for column in columns}
+
+
+def read_shards(
+    shards: Sequence[Shard],
+    columns: Sequence[Column],
+    *,
+    into: Arrays | None = None,
+    times: LoaderTimes | None = None,
+) -> Arrays:
     """The rows of `shards`, one behind the other, as arrays of shape (rows, *column.shape).
 
     Each shard's rows are counted against the plan; when one comes short, all are read again, once.
@@ -44,14 +55,17 @@ def read_shards(shards: Sequence[Shard], columns: Sequence[Column], *, times: Lo
     Args:
         shards: What to read, in this order.
         columns: What to read of them.
+        into: Where the rows go, of that very shape; new arrays by default.
         times: Where the time is noted.
 
     Raises:
         DataError: A shard is short in two reads, cannot be read or does not fit the contract; it is named.
     """
+    arrays = empty_arrays(columns, sum(shard.rows for shard in shards)) if into is None else into
     for attempt in (1, 2):
         try:
-            return _read_once(shards, columns, times or LoaderTimes())
+            _read_once(shards, columns, arrays, times or LoaderTimes())
+            return arrays
         except _Misread as misread:
             if attempt == 2:
                 raise DataError(
@@ -69,9 +83,7 @@ class _Misread(Exception):
         self.shard, self.wanted, self.seen = shard, wanted, seen
 
 
-def _read_once(shards: Sequence[Shard], columns: Sequence[Column], times: LoaderTimes) -> Arrays:
-    total = sum(shard.rows for shard in shards)
-    arrays: Arrays = {c.name: np.empty((total, *c.shape), dtype=c.dtype) for c in columns}
+def _read_once(shards: Sequence[Shard], columns: Sequence[Column], arrays: Arrays, times: LoaderTimes) -> None:
     stored = [column for column in columns if column.name != ROW_ID or shards[0].first_position is None]
     reader, at, shard = None, 0, shards[0]
     try:
@@ -97,7 +109,6 @@ def _read_once(shards: Sequence[Shard], columns: Sequence[Column], times: Loader
         if reader is not None:
             reader.stop()
             reader.join()
-    return arrays
 
 
 class _Pool(DummyPool):  # type: ignore[misc]

@@ -233,9 +233,9 @@ def test_any_delta_table_streams_row_group_by_row_group(foreign: Snapshot) -> No
 def test_only_the_wanted_row_groups_are_read(foreign: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 
-    def counting(shards: Any, columns: Any) -> Any:
+    def counting(shards: Any, columns: Any, **options: Any) -> Any:
         read.extend(map(str, shards))
-        return read_shards(shards, columns)
+        return read_shards(shards, columns, **options)
 
     monkeypatch.setattr(epoch_module, "read_shards", counting)
     batches(foreign, 1, batch_size=20, window=2)
@@ -245,9 +245,9 @@ def test_only_the_wanted_row_groups_are_read(foreign: Snapshot, monkeypatch: pyt
 def test_a_window_is_read_once_a_rank(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
 
-    def counting(shards: object, columns: object) -> object:
-        read.append(len(shards))  # type: ignore[arg-type]
-        return read_shards(shards, columns)  # type: ignore[arg-type]
+    def counting(shards: Any, columns: Any, **options: Any) -> Any:
+        read.append(len(shards))
+        return read_shards(shards, columns, **options)
 
     monkeypatch.setattr(epoch_module, "read_shards", counting)
     batches(snapshot, 1, lanes=6, batch_size=12, window=3)
@@ -265,9 +265,9 @@ def test_an_error_in_a_thread_reaches_the_caller(tmp_path: Path) -> None:
 def test_a_read_that_hangs_is_named(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
     hanging = threading.Event()
 
-    def hang(shards: Any, columns: Any) -> Any:
+    def hang(shards: Any, columns: Any, **options: Any) -> Any:
         hanging.wait(30)
-        return read_shards(shards, columns)
+        return read_shards(shards, columns, **options)
 
     monkeypatch.setattr(epoch_module, "read_shards", hang)
     loader = LaneLoader(snapshot, 16, timeout_s=0.5)
