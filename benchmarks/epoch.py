@@ -29,8 +29,7 @@ BOUND = 1.3
 
 def main() -> int:
     """Returns the exit code."""
-    use_lake("epoch")
-    job = make_job()
+    job = make_job("conf/mnist_softmax.yaml", epochs=EPOCHS)
     bare_epochs = bare_loop(job)
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
@@ -58,8 +57,8 @@ def main() -> int:
     )
 
 
-def make_job() -> "TrainJob":
-    """The training job of conf/mnist_softmax.yaml on one rank, its tables written."""
+def make_job(path: str, *, epochs: int) -> "TrainJob":
+    """The training job of a workload on one rank, its tables written."""
     from pipelines.config import load_config
     from pipelines.features.fitted import FittedFeatures
     from pipelines.lake import Snapshot
@@ -67,7 +66,8 @@ def make_job() -> "TrainJob":
     from pipelines.session import stop_session
     from pipelines.train.job import TrainJob
 
-    config = load_config("conf/mnist_softmax.yaml", ["train.ranks=1", f"train.epochs={EPOCHS}"])
+    use_lake("epoch")
+    config = load_config(path, ["train.ranks=1", f"train.epochs={epochs}"])
     result = run_stages(config, ["ingest", "features"])["features"].result
     stop_session()
     folder = FOLDER / "lakes" / "epoch" / "job"
@@ -94,8 +94,9 @@ def train(job: "TrainJob", pipe: "Connection[tuple[float, float], None]") -> Non
     import torch
     import torch.distributed as dist
 
+    from pipelines.stream.memory import keep_freed_memory
     from pipelines.train.loop import Trainer
-    from pipelines.train.worker import default_threads, keep_freed_memory
+    from pipelines.train.worker import default_threads
 
     def on_epoch(seen: "EpochResult") -> None:
         pipe.send((seen.rows / seen.rows_per_s, seen.data_wait_share))

@@ -113,7 +113,7 @@ def main(name: str, table: str, epochs: int) -> dict[str, Any]:
     if name.startswith("headrace"):
         import torch
 
-        from pipelines.train.worker import keep_freed_memory
+        from pipelines.stream.memory import keep_freed_memory
 
         keep_freed_memory()
         torch.set_num_threads(1)

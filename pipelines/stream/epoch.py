@@ -119,9 +119,9 @@ class EpochReader:
         return self._windows.reading() if self._windows else "nothing yet"
 
     @property
-    def all_read(self) -> bool:
-        """Whether every file is read, so that another loader may begin."""
-        return self._all_read.is_set()
+    def leaves_room(self) -> bool:
+        """Whether every file is read, and so little of it is still held that another reader may begin."""
+        return self._all_read.is_set() and (self._windows is None or self._windows.held_bytes() <= self._budget)
 
     def close(self) -> None:
         """Stop the threads; safe to call at any time. A read that hangs is left behind, in a daemon thread."""
@@ -253,6 +253,10 @@ class _Windows:
 
     def __getitem__(self, window: int) -> _Window:
         return self._reading[window]
+
+    def held_bytes(self) -> int:
+        """Bytes of the windows in memory."""
+        return sum(self._size(window) for window in list(self._reading))
 
     def reading(self) -> str:
         """The files that are being read."""

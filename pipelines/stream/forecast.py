@@ -98,15 +98,15 @@ def _stored_bytes(file: File, shard: Shard) -> int:
 def _held_bytes(
     plan: EpochPlan, needed: dict[int, tuple[int, int]], row_bytes: int, num_lanes: int, train: Train
 ) -> int:
-    """Windows in use, windows ahead, what is being decoded, and batches made ahead, at the worst step."""
+    """Windows in use and ahead, what is being decoded, and batches made ahead, at the worst step."""
     size = {w: int(plan.window_starts[w + 1] - plan.window_starts[w]) * row_bytes for w in needed}
-    edges = sorted({first for first, _ in needed.values()})
-    in_use = max((sum(size[w] for w, (a, b) in needed.items() if a <= step <= b) for step in edges), default=0)
-    total, largest = sum(size.values()), max(size.values(), default=0)
-    ahead = min(max(train.prefetch_mb * 500_000, largest), total)
-    decoding = largest * min(train.read_threads, len(size))
+    firsts = sorted({first for first, _ in needed.values()})
+    in_use = max((sum(size[w] for w, (a, b) in needed.items() if a <= step <= b) for step in firsts), default=0)
+    total, prefetch = sum(size.values()), train.prefetch_mb * 1_000_000
+    ahead = min(max(prefetch // 2, max(size.values(), default=0)), total - in_use)
+    at_the_end = min(prefetch, total)  # of this epoch, while the next one's first windows are read
+    decoding = 2 * max(plan.shard_rows, default=0) * row_bytes * train.read_threads  # as Arrow's, and as stored
     lane_bytes = max(1, plan.lane_batch * num_lanes * row_bytes)
     block = max(1, BLOCK_BYTES // lane_bytes) * lane_bytes
-    queued = max(1, min(train.prefetch_mb * 500_000 // block, QUEUED_BLOCKS)) + 2
-    blocks = min(queued * block, plan.rows * row_bytes)
-    return in_use + min(ahead, max(total - in_use, 0)) + decoding + blocks
+    queued = max(1, min(prefetch // 2 // block, QUEUED_BLOCKS)) + 2  # one is made, one is taken
+    return in_use + max(ahead, at_the_end) + decoding + min(queued * block, 2 * total)

@@ -111,7 +111,7 @@ class LaneLoader:
             for batch in self._batches():
                 self.step = batch.step + 1
                 yield batch
-                if self._next_reader is None and self._all_read() and self._is_wanted(self.epoch + 1):
+                if self._next_reader is None and self._has_room() and self._is_wanted(self.epoch + 1):
                     self._next_reader = self._read(self.epoch + 1, 0)
             self.epoch, self.step = self.epoch + 1, 0
         finally:
@@ -188,8 +188,8 @@ class LaneLoader:
     def _identity(self) -> dict[str, Any]:
         return {"snapshot": self.snapshot.digest, "lanes": self.lanes, **self._order}
 
-    def _all_read(self) -> bool:
-        return self._reader is not None and self._reader.all_read and self._other_lanes is None
+    def _has_room(self) -> bool:
+        return self._reader is not None and self._reader.leaves_room and self._other_lanes is None
 
     def _is_wanted(self, epoch: int) -> bool:
         return self._epochs is None or epoch < self._epochs

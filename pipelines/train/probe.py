@@ -15,10 +15,11 @@ from pydantic import BaseModel, ConfigDict
 from torch._C._distributed_c10d import HashStore
 
 from pipelines.stream import Batch
+from pipelines.stream.memory import keep_freed_memory
 from pipelines.train.job import TrainJob
 from pipelines.train.loop import Trainer
 from pipelines.train.tally import Tally
-from pipelines.train.worker import default_threads, keep_freed_memory
+from pipelines.train.worker import default_threads
 
 
 class Probed(BaseModel):

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
 import torch
 import torch.distributed as dist
 
@@ -26,14 +25,13 @@ from pipelines.features.fitted import Bundle
 from pipelines.lake import Contract
 from pipelines.models.build import Served
 from pipelines.receipt import write_json
+from pipelines.stream.memory import keep_freed_memory
 from pipelines.train.heartbeat import Heartbeat
 from pipelines.train.job import EpochResult, RankError, TrainJob, TrainResult
 from pipelines.train.loop import Trainer
 
 _SIGTERM_CODE = 143
 _PR_SET_PDEATHSIG = 1  # prctl(2)
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
-_KEPT_BYTES, _HEAP_ALLOCATION_BYTES = 256 << 20, 32 << 20
 
 
 def main(job_path: str) -> int:
@@ -71,18 +69,6 @@ def die_with_parent() -> None:
     """Have the kernel kill this process when its parent dies, so that no rank is left behind."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def keep_freed_memory() -> None:
-    """Have glibc, for Arrow as well, keep what a batch frees for the next: giving pages back and faulting them in costs.
-
-    Up to 256 MiB stay with the process.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _HEAP_ALLOCATION_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-        pa.set_memory_pool(pa.system_memory_pool())
 
 
 def _work(job: TrainJob, rank: int, heartbeat: Heartbeat) -> None:

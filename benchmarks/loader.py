@@ -1,0 +1,131 @@
+"""Loaders side by side on three tables of 1 M rows, and what the lanes promise: make bench-loader
+
+    python -m benchmarks.loader [PART ...]        # parts: readers, resume, memory, wait, growth, balance
+
+Every loader reads in a process of its own, the same files where it can; medians of 5 epochs behind one that warms up.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.loader_tables import ROWS, TABLES, path_of
+from benchmarks.report import FOLDER, Figure, at_least, at_most, report
+
+EPOCHS = 5
+
+
+def run(module: str, *arguments: object, path: Path | None = None) -> Any:
+    """The JSON that a module of the benchmarks prints last, run in a process of its own."""
+    folders = [str(FOLDER.parents[1]), *([str(path)] if path else [])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders[::-1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def rate(reader: str, table: Path, *, epochs: int = EPOCHS, path: Path | None = None) -> float:
+    """Rows per second, the median epoch."""
+    return statistics.median(run("benchmarks.readers", reader, table, epochs, path=path)["rows_per_s"])
+
+
+def readers() -> list[Figure]:
+    """Rows per second of each loader on each table, and the ratios."""
+    found = []
+    for name in TABLES:
+        table = path_of(name)
+        rates = {reader: rate(reader, table) for reader in ("headrace", "headrace_in_order", "pyarrow")}
+        lists = path_of(name, as_lists=True) if name == "image" else table
+        rates["petastorm_batched"] = rate("petastorm_batched", lists, epochs=3)
+        rates["petastorm_rows"] = rate("petastorm_rows", lists, epochs=1)
+        found += [Figure(f"rows_per_s_{reader}_{name}", value, "rows/s") for reader, value in rates.items()]
+        ours = rates["headrace"]
+        found += [
+            at_least(f"petastorm_{name}", ours / rates["petastorm_batched"], "x", 5),
+            at_least(f"pyarrow_{name}", ours / rates["pyarrow"], "x", 0.8),
+            at_least(f"shuffle_{name}", ours / rates["headrace_in_order"], "x", 0.9),
+        ]
+        for line in found[-8:]:
+            print(f"{line.id} {line.value:,.3f}", flush=True)
+    return found
+
+
+def resume() -> list[Figure]:
+    """The first batch after a resume costs the same wherever it is."""
+    seconds = run("benchmarks.lanes", "resume", path_of("ctr")).values()
+    return [
+        at_most("resume_spread", max(seconds) / min(seconds), "x", 1.2),
+        at_most("resume_s", max(seconds), "s", 2.0),
+    ]
+
+
+def memory() -> list[Figure]:
+    """Memory over 5 epochs, and against the plan's prediction."""
+    seen = run("benchmarks.lanes", "memory", path_of("ctr"))
+    ratio = seen["predicted"] / seen["peak"]
+    return [
+        Figure("memory_peak_mb", seen["peak"], "MB"),
+        Figure("memory_predicted_mb", seen["predicted"], "MB"),
+        at_most("memory_growth", seen["after"][4] / seen["after"][1], "x", 1.03),
+        Figure("memory_prediction", ratio, "x", goal="0.8 to 1.2", met=0.8 <= ratio <= 1.2),
+    ]
+
+
+def wait() -> list[Figure]:
+    """Waiting for data on one rank."""
+    return [
+        at_most(f"wait_{name}", run("benchmarks.lanes", "wait", name)["share"], "share", bound)
+        for name, bound in (("mnist", 0.05), ("mnist_softmax", 0.15))
+    ]
+
+
+def growth() -> list[Figure]:
+    """1, 4 and 16 times the rows."""
+    seen = [run("benchmarks.lanes", "epoch", path_of("f16", rows=factor * ROWS)) for factor in (1, 4, 16)]
+    found = [Figure(f"growth_seconds_{n}m", s["seconds"], "s") for n, s in zip((1, 4, 16), seen, strict=True)]
+    found += [Figure(f"growth_mb_{n}m", s["mb"], "MB") for n, s in zip((1, 4, 16), seen, strict=True)]
+    per_row = [s["seconds"] / factor for s, factor in zip(seen, (1, 4, 16), strict=True)]
+    return [
+        *found,
+        at_most("growth_time", max(per_row) / min(per_row), "x", 1.05),
+        at_most("growth_memory", seen[2]["mb"] / seen[0]["mb"], "x", 1.05),
+    ]
+
+
+def balance() -> list[Figure]:
+    """One rank of 4 slowed 5 times."""
+    table = path_of("f16")
+    off, auto = (run("benchmarks.lanes", "balance", table, how) for how in ("off", "auto"))
+    return [
+        Figure("balance_off_rows_per_s", off["rows_per_s"], "rows/s"),
+        Figure("balance_auto_rows_per_s", auto["rows_per_s"], "rows/s"),
+        at_least("balance_gain", auto["rows_per_s"] / off["rows_per_s"], "x", 2.5),
+        at_least("balance_bound", auto["rows_per_s"] / auto["bound"], "share", 0.9),
+    ]
+
+
+PARTS: dict[str, Callable[[], list[Figure]]] = {
+    "readers": readers,
+    "resume": resume,
+    "memory": memory,
+    "wait": wait,
+    "growth": growth,
+    "balance": balance,
+}
+
+
+def main() -> int:
+    """Returns the exit code: 1 where a goal was missed."""
+    figures = [figure for part in sys.argv[1:] or PARTS for figure in PARTS[part]()]
+    return report("loader", figures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
