@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYSPARK_PYTHON ?= $(CURDIR)/$(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help doctor setup demo run plan layout audit $(STAGES) leaderboard rollback clean ui test test-faults check check-fast format docs bench
+.PHONY: help doctor setup demo run plan layout audit $(STAGES) leaderboard rollback clean ui test test-faults check check-fast format docs bench bench-loader
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z$$()A-Z -]+:.*## / {sub(/\$$\(STAGES\)/, "<stage>", $$1); printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,3 +82,6 @@ docs: $(STAMP)  ## Write conf/schema.json and docs/config.md from the config mod
 
 bench: $(STAMP)  ## Speed and memory, as ratios; tables in build/bench
 	@$(BIN)/python -m benchmarks.all $(ARGS)
+
+bench-loader: $(STAMP)  ## Loaders side by side, and what the lanes promise
+	@$(BIN)/python -m benchmarks.loader $(ARGS)

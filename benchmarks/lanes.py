@@ -8,6 +8,7 @@ python -m benchmarks.lanes balance TABLE off|auto
 import json
 import multiprocessing
 import os
+import re
 import resource
 import statistics
 import sys
@@ -41,7 +42,7 @@ def resume(table: str) -> dict[str, float]:
 
 
 def memory(table: str) -> dict[str, Any]:
-    """Memory behind each of 5 epochs, its peak, and what the plan predicts of it, in MB."""
+    """Peak memory of each of 5 epochs, and what the plan predicts of it, in MB."""
     from pipelines.config.learning import Train
     from pipelines.stream import LaneLoader, Snapshot
     from pipelines.stream.forecast import forecast
@@ -50,16 +51,17 @@ def memory(table: str) -> dict[str, Any]:
     keep_freed_memory()
     snapshot, me = Snapshot.open(table), psutil.Process()
     base = me.memory_info().rss / 1e6
-    after = []
+    peaks = []
     with LaneLoader(snapshot, BATCH, lanes=LANES, epochs=TRIALS) as loader:
         for _ in range(TRIALS):
+            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew; proc(5)
             for _batch in loader:
                 pass
-            after.append(me.memory_info().rss / 1e6)
+            (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+            peaks.append(int(peak) * 1024 / 1e6)
         settings = Train(ranks=1, lanes=LANES, batch_size=BATCH)
         held = forecast(snapshot, loader.columns, settings, seed=0).ranks[0].held_bytes / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-    return {"after": after, "peak": peak, "predicted": base + held}
+    return {"peaks": peaks, "predicted": base + held}
 
 
 def epoch(table: str) -> dict[str, float]:

@@ -69,11 +69,12 @@ def resume() -> list[Figure]:
 def memory() -> list[Figure]:
     """Memory over 5 epochs, and against the plan's prediction."""
     seen = run("benchmarks.lanes", "memory", path_of("ctr"))
-    ratio = seen["predicted"] / seen["peak"]
+    peaks = seen["peaks"]
+    ratio = seen["predicted"] / max(peaks)
     return [
-        Figure("memory_peak_mb", seen["peak"], "MB"),
+        Figure("memory_peak_mb", max(peaks), "MB"),
         Figure("memory_predicted_mb", seen["predicted"], "MB"),
-        at_most("memory_growth", seen["after"][4] / seen["after"][1], "x", 1.03),
+        at_most("memory_growth", peaks[4] / peaks[1], "x", 1.03),
         Figure("memory_prediction", ratio, "x", goal="0.8 to 1.2", met=0.8 <= ratio <= 1.2),
     ]
 
