@@ -17,7 +17,7 @@ def show(config: Config) -> None:
     if bool(arguments.run) == bool(arguments.row):
         raise ConfigError("audit: wanted one of --run and --row (make audit RUN=... or ROW=...)")
     if arguments.row:
-        print(text_of(*audit_row(config, arguments.row)))
+        print(text_of(audit_row(config, arguments.row)))
         return
     audit = audit_run(arguments.run)
     print(as_text(audit))

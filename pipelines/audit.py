@@ -10,8 +10,9 @@ from pipelines import tracking
 from pipelines.config import Config
 from pipelines.errors import ConfigError, LakeError, one_line
 from pipelines.ingest import POSITION
-from pipelines.lake import ROW_ID, Snapshot
+from pipelines.lake import ROW_ID, Snapshot, receipt_path
 from pipelines.lake.row_ids import position_ids
+from pipelines.receipt import read_receipt
 from pipelines.session import get_session
 from pipelines.tracking import Registered
 
@@ -86,7 +87,20 @@ class Sighting:
     note: str
 
 
-def audit_row(config: Config, key: str) -> tuple[int, list[Sighting]]:
+@dataclass(frozen=True)
+class RowAudit:
+    """Which registered models saw a row.
+
+    Attributes:
+        is_raw: Whether the workload's ingested table holds it now; None where there is none.
+    """
+
+    row_id: int
+    is_raw: bool | None
+    sightings: list[Sighting]
+
+
+def audit_row(config: Config, key: str) -> RowAudit:
     """Which registered models of the workload saw a row in training.
 
     Args:
@@ -94,13 +108,18 @@ def audit_row(config: Config, key: str) -> tuple[int, list[Sighting]]:
         key: Values of `source.key` in order, separated by commas; without one `file:line`; or `row_id=NUMBER`.
 
     Returns:
-        The row's id, and each version, newest first.
+        Each version, newest first.
 
     Raises:
         ConfigError: `key` does not fit the workload's key.
     """
     row_id = _row_id(config, key)
-    return row_id, [_sighting(version, row_id) for version in tracking.versions(config.workload)]
+    ingested = read_receipt(receipt_path(config.workload, "ingest"))
+    is_raw = None
+    if ingested is not None:
+        is_raw = _holds(Snapshot.model_validate(ingested.result["snapshot"]), row_id)
+    sightings = [_sighting(version, row_id) for version in tracking.versions(config.workload)]
+    return RowAudit(row_id, is_raw, sightings)
 
 
 def _sighting(version: Registered, row_id: int) -> Sighting:
@@ -110,7 +129,11 @@ def _sighting(version: Registered, row_id: int) -> Sighting:
         snapshot = Snapshot.open(table, version=number, row_id_sum=0)
     except LakeError as error:
         return Sighting(version, None, one_line(str(error), limit=200))
-    return Sighting(version, any(row_id in ids for ids in _ids(snapshot)), where)
+    return Sighting(version, _holds(snapshot, row_id), where)
+
+
+def _holds(snapshot: Snapshot, row_id: int) -> bool:
+    return any(row_id in ids for ids in _ids(snapshot))
 
 
 def _ids(snapshot: Snapshot) -> Any:
@@ -144,11 +167,12 @@ def _row_id(config: Config, key: str) -> int:
     return int(found[0])
 
 
-def text_of(row_id: int, sightings: list[Sighting]) -> str:
+def text_of(audit: RowAudit) -> str:
     """The sightings as lines that a user reads."""
     answer = {True: "saw it", False: "did not see it", None: "cannot be said"}
-    lines = [f"row_id {row_id}"]
-    for sighting in sightings:
+    there = {True: "is there", False: "is not there: deleted since, or its key is mistyped", None: "was never made"}
+    lines = [f"row_id     {audit.row_id}", f"raw table  {there[audit.is_raw]}"]
+    for sighting in audit.sightings:
         version = sighting.version
-        lines.append(f"version {version.version} ({version.ref.name}): {answer[sighting.saw]}; {sighting.note}")
-    return "\n".join(lines if sightings else [*lines, "no model is registered"])
+        lines.append(f"version {version.version}  {version.ref.name} {answer[sighting.saw]}; {sighting.note}")
+    return "\n".join(lines if audit.sightings else [*lines, "no model is registered"])

@@ -266,9 +266,10 @@ def test_an_audit_tells_which_models_saw_a_row(chain: Path) -> None:
         row["row_id"] for path in training.paths() for row in pq.read_table(path, columns=["row_id"]).to_pylist()
     }
     for row in (next(r for r in rows if r["row_id"] in trained), next(r for r in rows if r["row_id"] not in trained)):
-        row_id, sightings = audit_row(config, f"{row['_file']}:{row['_line']}")
-        assert row_id == row["row_id"] and sightings
-        assert {sighting.saw for sighting in sightings} == {row_id in trained}
+        audit = audit_row(config, f"{row['_file']}:{row['_line']}")
+        assert audit.row_id == row["row_id"] and audit.is_raw and audit.sightings
+        assert {sighting.saw for sighting in audit.sightings} == {audit.row_id in trained}
+    assert not audit_row(config, "rows.csv:99999").is_raw
     with pytest.raises(ConfigError, match="wanted FILE:LINE or row_id=NUMBER"):
         audit_row(config, "17")
 
