@@ -44,13 +44,13 @@ def _all_there(source: Source) -> bool:
 def _resolve(patterns: list[str], what: str) -> list[Path]:
     found: list[Path] = []
     for pattern in patterns:
-        path = Path(pattern).absolute()
+        path = _absolute(pattern)
         if path.is_dir() and what != "delta":
             matches = [p for p in sorted(path.rglob("*")) if p.is_file() and not p.name.startswith((".", "_"))]
         elif path.exists():
             matches = [path]
         else:
-            matches = [Path(p).absolute() for p in sorted(glob.glob(pattern, recursive=True)) if Path(p).is_file()]
+            matches = [_absolute(p) for p in sorted(glob.glob(pattern, recursive=True)) if Path(p).is_file()]
         if not matches:
             raise DataError(
                 f"source.paths: wanted {what} files at {path}, seen none; check the path, or set HEADRACE_DATA to the "
@@ -60,9 +60,14 @@ def _resolve(patterns: list[str], what: str) -> list[Path]:
     return sorted(set(found))
 
 
+def _absolute(path: str) -> Path:
+    """As Hadoop writes it: without `..`, whose place in a file's URI would else move where a relative path begins."""
+    return Path(os.path.normpath(Path(path).absolute()))
+
+
 def _fixed_folder(pattern: str) -> str:
     """The longest folder of a pattern that no glob character touches."""
-    path = Path(pattern).absolute()
+    path = _absolute(pattern)
     parts = path.parts
     fixed = [i for i, part in enumerate(parts) if _GLOB.search(part)]
     if fixed:

@@ -105,8 +105,11 @@ def test_keys_do_not_depend_on_where_the_files_lie(spark: SparkSession, workload
     moved = load_config(path, [f"source.paths={other}"])
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "rows.csv").write_text("1,2,red,0\n3,4,blue,1\n")
-    ids = [sorted(r["row_id"] for r in parse(spark, c.source).collect()) for c in (load_config(path), moved)]
-    assert ids[0] == ids[1] and len(set(ids[0])) == 2
+    winding = load_config(path, [f"source.paths={tmp_path}/raw/../raw/./rows.csv"])
+    rows = [parse(spark, config.source).collect() for config in (load_config(path), moved, winding)]
+    assert {row["_file"] for row in rows[0] + rows[2]} == {"rows.csv"}
+    ids = [sorted(row["row_id"] for row in found) for found in rows]
+    assert ids[0] == ids[1] == ids[2] and len(set(ids[0])) == 2
 
 
 def test_a_key_of_the_data(spark: SparkSession, workload: Workload) -> None:
