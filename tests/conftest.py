@@ -13,6 +13,17 @@ DATA = Path(os.environ.get("HEADRACE_DATA") or ROOT / "../shared/data").resolve(
 os.chdir(ROOT)  # conf/ and Spark's properties are found from here
 
 
+# The files that take longest come first, so that no process is left alone with one of them at the end.
+LONGEST = ("test_jobs", "test_workloads", "test_run", "test_cluster", "test_classic", "test_launch", "test_dry_run")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        return LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     # The tests' jobs are short: with the JVM's quick compiler alone they take a third less of the processor.

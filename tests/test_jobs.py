@@ -92,6 +92,7 @@ def test_an_interrupted_and_killed_stage_goes_on(environment: dict[str, str], ti
     bench.check_goes_on(stage, wanted)
 
 
+@pytest.mark.faults
 def test_a_full_disk(environment: dict[str, str], tiny: Path, session_lake: Path, tmp_path: Path) -> None:
     bench = Bench(tmp_path, tiny, environment | {"HEADRACE_LAKE": str(tmp_path)})
     done = on_a_full_disk(bench, "ingest", session_lake / "mlflow.db", free_kb=100)

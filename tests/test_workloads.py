@@ -47,7 +47,7 @@ def test_its_whole_chain_runs(
 ) -> None:
     if path.stem not in BUNDLED:
         monkeypatch.setenv("HEADRACE_DATA", str(request.getfixturevalue("small_data")))
-    short = {"maxIter": 3, "numTrees": 5}
+    short = {"maxIter": 3, "numTrees": 5, "maxDepth": 2}
     classic = [
         f"classic.{i}.{key}={value}"
         for i, estimator in enumerate(load_config(path).classic)

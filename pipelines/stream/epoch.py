@@ -115,8 +115,9 @@ class EpochReader:
         return block
 
     def reading(self) -> str:
-        """The files that are being read."""
-        return self._windows.reading() if self._windows else "nothing yet"
+        """The files that are being read; any thread may ask."""
+        windows = self._windows
+        return windows.reading() if windows else "nothing yet"
 
     @property
     def leaves_room(self) -> bool:

@@ -150,8 +150,9 @@ class LaneLoader:
 
     @property
     def reading(self) -> str:
-        """The files that are being read."""
-        return self._reader.reading() if self._reader else "nothing"
+        """The files that are being read; any thread may ask."""
+        reader = self._reader
+        return reader.reading() if reader else "nothing"
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader is, as JSON; the same on all ranks, and good for any number of them."""

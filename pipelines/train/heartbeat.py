@@ -1,5 +1,6 @@
 """What a rank tells the launcher while it works: that it is alive, and where it is."""
 
+import contextlib
 import os
 import select
 import signal
@@ -105,5 +106,6 @@ class Heartbeat:
             self._count += 1
             beat = Beat(rank=self._rank, host=socket.gethostname(), pid=os.getpid(), count=self._count, place=place)
             temporary = self._path.with_suffix(".tmp")
-            temporary.write_text(beat.model_dump_json(), encoding="utf-8")
-            temporary.replace(self._path)
+            with contextlib.suppress(OSError):  # of a full disk others tell
+                temporary.write_text(beat.model_dump_json(), encoding="utf-8")
+                temporary.replace(self._path)

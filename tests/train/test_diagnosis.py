@@ -58,9 +58,14 @@ def test_a_slow_loader(
 
 
 @pytest.mark.parametrize(
-    ("name", "phase"), [("_on_device", "copy"), ("_forward", "forward"), ("_optimize", "optimizer")]
+    ("name", "phase", "rank"),
+    [
+        ("_on_device", "copy", 1),
+        ("_forward", "forward", None),
+        ("_forward", "forward", 1),
+        ("_optimize", "optimizer", None),
+    ],
 )
-@pytest.mark.parametrize("rank", [None, 1])
 def test_a_slow_step(
     tmp_path: Path, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, name: str, phase: str, rank: int | None
 ) -> None:

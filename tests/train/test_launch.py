@@ -148,6 +148,7 @@ def test_a_lost_rank_is_named_in_time_and_the_run_starts_again(
     assert "starts again from the last checkpoint (1 of 2)" in capfd.readouterr().out
 
 
+@pytest.mark.faults
 def test_another_number_of_ranks_goes_on_with_the_same_job(
     train: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
