@@ -15,6 +15,7 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import psutil
@@ -93,11 +94,9 @@ def get_session(config: Config) -> "SparkSession":
         os.environ.setdefault("SPARK_CONF_DIR", str(_properties_file.parent))
     builder = SparkSession.builder.appName(f"headrace {config.workload}")
     builder = builder.config("spark.executorEnv.PYTHONPATH", str(_packaged()))  # not read in local mode
-    on_sigint = signal.getsignal(signal.SIGINT)
+    _keep_own_sigint()
     with _quiet_start():
         spark = builder.getOrCreate()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, on_sigint)  # Spark's own handler calls the JVM in the middle of another call
     spark.sparkContext.setLogLevel("ERROR")
     chosen = str(spark.sparkContext.master)
     try:
@@ -108,6 +107,13 @@ def get_session(config: Config) -> "SparkSession":
     if chosen.startswith("local"):
         spark.conf.set("spark.sql.shuffle.partitions", str(max(4, 2 * (os.cpu_count() or 1))))
     return spark
+
+
+def _keep_own_sigint() -> None:
+    """Keep Spark from installing its handler for Ctrl-C, which calls the JVM in the middle of another call."""
+    from pyspark.core import context
+
+    vars(context)["signal"] = SimpleNamespace(SIGINT=signal.SIGINT, signal=lambda *_: None)
 
 
 def check_master(config: Config, chosen: str) -> None:
@@ -125,7 +131,10 @@ def check_master(config: Config, chosen: str) -> None:
 
 def stop_session() -> None:
     """Stop the session, if one is up, and the JVM that was started for it."""
-    if spark := active_session():
+    spark = None
+    with contextlib.suppress(Exception):  # the JVM may be gone already, or in the middle of an answer
+        spark = active_session()
+    if spark:
         # In a thread of its own, which has its own connection: this one's may wait for an interrupted job.
         stop = threading.Thread(target=_stop, args=(spark,), daemon=True)
         stop.start()
