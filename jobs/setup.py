@@ -17,12 +17,31 @@ PYTHON = os.path.join(VENV, "bin", "python")
 LOG = os.path.join(VENV, "setup.log")
 LINE_EVERY_S = 15
 
+# The first session fetches Delta's jars; at its end the JVM writes the classes that it loaded to .venv/spark.jsa.
 WARM = """
+import pathlib, tempfile
 from pipelines import session, tracking
 from pipelines.config import load_config
+from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.functions import array_to_vector
+
 tracking.create_store()
-session.get_session(load_config("conf/digits.yaml"))
-session.stop_session()
+conf = pathlib.Path("conf/spark.conf").read_text().replace("-XX:SharedArchiveFile=", "-XX:ArchiveClassesAtExit=")
+own = pathlib.Path(".venv/spark-archive.conf")
+own.write_text(conf)
+session.use_properties(own)
+spark = session.get_session(load_config("conf/digits.yaml"))
+with tempfile.TemporaryDirectory() as folder:
+    rows = spark.range(100).selectExpr("cast(id % 2 as double) label", "array(cast(id as double)) x")
+    rows.write.format("delta").save(folder + "/t")
+    rows = spark.read.format("delta").load(folder + "/t")
+    rows.groupBy("label").count().collect()
+    LogisticRegression(maxIter=1).fit(rows.select("label", array_to_vector("x").alias("features")))
+java = spark.sparkContext._gateway
+spark.stop()
+java.proc.stdin.close()
+java.proc.wait()
+own.unlink()
 """
 
 
@@ -69,7 +88,7 @@ def main():
         total,
     )
     step(3, "headrace itself", pip + ["--no-deps", "--no-build-isolation", "-e", "."])
-    step(4, "Delta's jars and MLflow's tables", [PYTHON, "-c", WARM])
+    step(4, "Delta's jars, MLflow's tables, Spark's classes", [PYTHON, "-c", WARM])
     for name in os.listdir(VENV):
         if name.startswith(".setup-"):
             os.unlink(os.path.join(VENV, name))

@@ -75,7 +75,7 @@ def build(given: Given) -> Made:
     given.run.json("verdict.json", result["verdict"])
     given.run.note(f"```\n{board}\n```")
     return Made(
-        rows=sum(m.rows for m in measured.values()),
+        rows=sum(result["rows"].values()),
         result=result,
         outputs=[str(path)],
         lines=[*board.splitlines(), _spoken(verdict)],

@@ -91,7 +91,6 @@ def get_session(config: Config) -> "SparkSession":
             )
         check_master(config, master())
         os.environ["PYSPARK_SUBMIT_ARGS"] = f"--properties-file {shlex.quote(str(_properties_file))} pyspark-shell"
-        os.environ.setdefault("SPARK_CONF_DIR", str(_properties_file.parent))
     builder = SparkSession.builder.appName(f"headrace {config.workload}")
     builder = builder.config("spark.executorEnv.PYTHONPATH", str(_packaged()))  # not read in local mode
     _keep_own_sigint()

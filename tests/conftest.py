@@ -10,11 +10,19 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("HEADRACE_DATA") or ROOT / "../shared/data").resolve()
 
+pytest.register_assert_rewrite("tests.faults")
 os.chdir(ROOT)  # conf/ and Spark's properties are found from here
 
 
 # The files that take longest come first, so that no process is left alone with one of them at the end.
 LONGEST = ("test_jobs", "test_workloads", "test_run", "test_cluster", "test_classic", "test_launch", "test_dry_run")
+
+# The tests' jobs are short: with the JVM's quick compiler alone, and without Spark's compiling of every query, they
+# take half of the processor.
+QUICK = (
+    "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC "
+    "-Dspark.sql.codegen.wholeStage=false -Dspark.sql.codegen.factoryMode=NO_CODEGEN"
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,8 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    # The tests' jobs are short: with the JVM's quick compiler alone they take a third less of the processor.
-    os.environ["SPARK_SUBMIT_OPTS"] = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+    os.environ["SPARK_SUBMIT_OPTS"] = QUICK
 
 
 @pytest.fixture(scope="session")
@@ -69,10 +76,6 @@ def spark(session_lake: Path) -> Iterator[object]:
     from pipelines import session
     from pipelines.config import load_config
 
-    conf = session_lake / "spark.conf"
-    interpreted = "spark.sql.codegen.wholeStage false\nspark.sql.codegen.factoryMode NO_CODEGEN\n"
-    conf.write_text((ROOT / "conf/spark.conf").read_text() + interpreted)
-    session.use_properties(conf)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HEADRACE_LAKE", str(session_lake))
         found = session.get_session(load_config("conf/digits.yaml"))
