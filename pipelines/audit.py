@@ -1,17 +1,13 @@
 """Audit: what trained a run, derived again from the table; and which registered models saw a row."""
 
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import pyarrow.parquet as pq
 
 from pipelines import tracking
 from pipelines.config import Config
 from pipelines.errors import ConfigError, LakeError, one_line
 from pipelines.ingest import POSITION
-from pipelines.lake import ROW_ID, Snapshot, receipt_path
-from pipelines.lake.row_ids import position_ids
+from pipelines.lake import Snapshot, receipt_path
+from pipelines.lake.row_ids import read_row_ids
 from pipelines.receipt import read_receipt
 from pipelines.session import get_session
 from pipelines.tracking import Registered
@@ -133,19 +129,7 @@ def _sighting(version: Registered, row_id: int) -> Sighting:
 
 
 def _holds(snapshot: Snapshot, row_id: int) -> bool:
-    return any(row_id in ids for ids in _ids(snapshot))
-
-
-def _ids(snapshot: Snapshot) -> Any:
-    """The row ids, file by file."""
-    position = 0
-    for path, file in zip(snapshot.paths(), snapshot.files, strict=True):
-        if snapshot.row_ids == "position":
-            yield set(position_ids(position, file.rows).tolist())
-        else:
-            column = pq.read_table(path, columns=[ROW_ID], partitioning=None).column(ROW_ID)
-            yield set(np.concatenate([chunk.to_numpy() for chunk in column.chunks] or [[]]).tolist())
-        position += file.rows
+    return any((read_row_ids(path) == row_id).any() for path in snapshot.paths())
 
 
 def _row_id(config: Config, key: str) -> int:

@@ -69,8 +69,8 @@ def guarded(arguments: argparse.Namespace, work: Callable[["Config"], None]) -> 
         work(load_config(arguments.config, arguments.overrides))
     except KeyboardInterrupt:
         return _cut_off(signal.SIGINT)
-    except SystemExit:
-        return _cut_off(signal.SIGTERM)
+    except SystemExit as error:
+        return _cut_off(_received[0]) if _received else int(error.code or 0)
     except Exception as error:
         if _received:  # the JVM met the signal as well, and ended first
             return _cut_off(_received[0])

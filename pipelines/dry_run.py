@@ -1,6 +1,5 @@
 """`make plan`: what a training run will do, before it does, and what stands in its way."""
 
-import json
 import re
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from pipelines.lake.snapshot import rewrite_command
 from pipelines.lake.traps import traps_of
 from pipelines.receipt import read_receipt, write_json
 from pipelines.stream.forecast import Forecast, forecast
-from pipelines.train.job import TrainJob
+from pipelines.train.job import Probed, TrainJob
 
 PROBE_S = 3.0
 PROBE_TIMEOUT_S = 120
@@ -172,11 +171,11 @@ def _probe(config: Config, snapshot: Snapshot) -> Rates:
     done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=False)
     if done.returncode:
         raise HeadraceError(f"plan: the probe of {PROBE_S:g} s failed: {one_line(done.stderr[-400:])}")
-    probed = json.loads(done.stdout.splitlines()[-1])
+    probed = Probed.model_validate_json(done.stdout.splitlines()[-1])
     together = min(config.train.ranks, psutil.cpu_count() or 1)
     return Rates(
-        rows_per_s=probed["rows_per_s"] * together,
-        base_mb=probed["base_mb"],
+        rows_per_s=probed.rows_per_s * together,
+        base_mb=probed.base_mb,
         source=f"a probe of {PROBE_S:g} s on one rank, times {together}",
     )
 

@@ -4,8 +4,6 @@ A table is unpartitioned, its rows pre-shuffled by a seeded hash, one row group 
 travels in the commit's `userMetadata`.
 """
 
-import math
-
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
@@ -13,6 +11,7 @@ from pipelines.config import Config
 from pipelines.errors import DataError
 from pipelines.features.apply import pad_sparse, transform, with_label
 from pipelines.features.fit import Fit, fit
+from pipelines.features.layout import lay_out
 from pipelines.features.split import with_split
 from pipelines.lake import CONTRACT_KEY, Contract, Snapshot, table_path
 from pipelines.receipt import write_json
@@ -69,12 +68,8 @@ def _write_split(rows: DataFrame, split: str, fitted: Fit, contract: Contract, c
     table = pad_sparse(transform(part, fitted.fitted, keep=["row_id", "label"]), fitted.sparse_widths)
     table = table.select(*[column.name for column in contract.columns])
     raw_bytes = fitted.rows[split] * sum(column.bytes_per_row for column in contract.columns)
-    num_files = max(1, math.ceil(raw_bytes / (config.features.layout.shard_mb * 1e6)))
-    shuffled = table.repartition(num_files, F.xxhash64("row_id", F.lit(f"file:{config.seed}"))).sortWithinPartitions(
-        F.xxhash64("row_id", F.lit(f"order:{config.seed}"))
-    )
     return write_table(
-        shuffled,
+        lay_out(table, raw_bytes, shard_mb=config.features.layout.shard_mb, seed=config.seed),
         table_path(config.workload, f"features/{split}"),
         what=f"features: write {split}",
         metadata={CONTRACT_KEY: contract.model_dump(mode="json")},

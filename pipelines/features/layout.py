@@ -1,4 +1,4 @@
-"""Rewrite any Delta table in the layout that streams: plain columns, one row group a file, rows shuffled once."""
+"""The layout that streams, one row group a file and rows shuffled once, and any Delta table written anew in it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -60,11 +60,23 @@ def rewrite(
         *([] if ROW_ID in rows.columns else [F.xxhash64(*(key or [f.name for f in fields])).alias(ROW_ID)]),
     )
     row_bytes, num_rows = _check(plain, source)
-    num_files = max(1, math.ceil(num_rows * row_bytes / (shard_mb * 1e6)))
-    shuffled = plain.repartition(num_files, F.xxhash64(ROW_ID, F.lit(f"file:{seed}"))).sortWithinPartitions(
+    laid_out = lay_out(plain, num_rows * row_bytes, shard_mb=shard_mb, seed=seed)
+    return write_table(laid_out, target, what=f"layout: write {target}")
+
+
+def lay_out(rows: DataFrame, raw_bytes: int, *, shard_mb: float, seed: int) -> DataFrame:
+    """Rows in the partitions that become files, and in their order there: both by seeded hashes of `row_id`.
+
+    Args:
+        rows: With a column `row_id`.
+        raw_bytes: Of all columns of all rows.
+        shard_mb: Size of a file in MB of raw column data.
+        seed: Of the order of rows.
+    """
+    num_files = max(1, math.ceil(raw_bytes / (shard_mb * 1e6)))
+    return rows.repartition(num_files, F.xxhash64(ROW_ID, F.lit(f"file:{seed}"))).sortWithinPartitions(
         F.xxhash64(ROW_ID, F.lit(f"order:{seed}"))
     )
-    return write_table(shuffled, target, what=f"layout: write {target}")
 
 
 def _plain(field: T.StructField, source: str, fill: float | None, width: int | None) -> Column:

@@ -152,20 +152,20 @@ def _list(files: list[pq.ParquetFile], field: pa.Field) -> tuple[Column | None, 
     widths = set()
     for file in files:
         for group, chunk in zip(range(file.metadata.num_row_groups), _chunks([file], field.name), strict=True):
-            rows = file.metadata.row_group(group).num_rows
-            widths.add(chunk.num_values / rows if rows else None)
-    return _fixed(field.name, dtype, widths - {None})
+            if rows := file.metadata.row_group(group).num_rows:
+                widths.add(chunk.num_values / rows)
+    return _fixed(field.name, dtype, widths)
 
 
 def _bytes(files: list[pq.ParquetFile], field: pa.Field) -> tuple[Column | None, _Seen | None]:
     """Only the first rows are looked at; the reader looks at all."""
     first = next(files[0].iter_batches(batch_size=1024, row_groups=[0], columns=[field.name]), None)
-    widths = set() if first is None else set(pc.unique(pc.binary_length(first.column(0))).to_pylist())
+    widths = set() if first is None else set(pc.unique(pc.binary_length(first.column(0).drop_null())).to_pylist())
     return _fixed(field.name, "uint8", widths)
 
 
-def _fixed(name: str, dtype: Dtype, widths: set[float | int | None]) -> tuple[Column | None, _Seen | None]:
-    if len(widths) > 1 or any(width != int(width or 0) for width in widths):
+def _fixed(name: str, dtype: Dtype, widths: set[float]) -> tuple[Column | None, _Seen | None]:
+    width = next(iter(widths), 0)
+    if len(widths) > 1 or width != int(width):
         return None, ("values of one length", "several lengths")
-    width = int(next(iter(widths), 0) or 0)
-    return Column(name=name, kind="value", dtype=dtype, shape=(width,)), None
+    return Column(name=name, kind="value", dtype=dtype, shape=(int(width),)), None

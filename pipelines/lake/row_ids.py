@@ -35,21 +35,25 @@ def sum_position_ids(rows: int) -> int:
 
 
 def sum_row_ids(files: Sequence[Path]) -> int:
-    """The sum of the column `row_id` over Parquet files, modulo 2^64.
+    """The sum of the column `row_id` over Parquet files, modulo 2^64; raises as `read_row_ids`."""
+    with ThreadPoolExecutor(4) as pool:
+        return sum(pool.map(lambda path: _sum(read_row_ids(path)), files)) % UINT64
+
+
+def read_row_ids(path: Path) -> npt.NDArray[np.int64]:
+    """The column `row_id` of a Parquet file. Shape (rows,).
 
     Raises:
-        LakeError: A file lacks the column or cannot be read.
+        LakeError: The file lacks the column, has nulls in it, or cannot be read.
     """
-
-    def of_file(path: Path) -> int:
-        try:
-            column = pq.read_table(path, columns=[ROW_ID], partitioning=None).column(ROW_ID)
-        except (pa.ArrowInvalid, KeyError, OSError) as error:
-            raise LakeError(f"{path}: wanted an int64 column {ROW_ID}: {one_line(str(error))}") from None
-        return sum(_sum(chunk.to_numpy()) for chunk in column.chunks)
-
-    with ThreadPoolExecutor(4) as pool:
-        return sum(pool.map(of_file, files)) % UINT64
+    try:
+        column = pq.read_table(path, columns=[ROW_ID], partitioning=None).column(ROW_ID)
+    except (pa.ArrowInvalid, KeyError, OSError) as error:
+        raise LakeError(f"{path}: wanted an int64 column {ROW_ID}: {one_line(str(error))}") from None
+    if column.null_count:
+        raise LakeError(f"{path}: wanted no nulls in the column {ROW_ID}, seen {column.null_count:,}")
+    ids: npt.NDArray[np.int64] = column.to_numpy()
+    return ids
 
 
 def _sum(ids: npt.NDArray[np.int64]) -> int:

@@ -5,6 +5,7 @@ max_i sum_j t_ij x_ij is least, or the sum of t_ij x_ij under capacities (the ge
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Literal
 
 import numpy as np
@@ -21,8 +22,13 @@ def balance_lanes(lanes: int, rows_per_s: Sequence[float], *, time_limit_s: floa
     """
     seconds = np.repeat(1.0 / np.asarray(rows_per_s, dtype=np.float64)[:, None], lanes, axis=1)
     rank_of = solve(seconds, at_least=1, time_limit_s=time_limit_s)
-    ends = np.cumsum(np.bincount(rank_of, minlength=len(rows_per_s))).tolist()
-    return [range(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return contiguous(np.bincount(rank_of, minlength=len(rows_per_s)).tolist())
+
+
+def contiguous(counts: Sequence[int]) -> list[range]:
+    """Lanes of each rank by their number, one rank behind the other."""
+    ends = list(accumulate(counts))
+    return [range(end - count, end) for count, end in zip(counts, ends, strict=True)]
 
 
 def makespan(seconds: Matrix, rank_of: Sequence[int]) -> float:

@@ -1,7 +1,7 @@
 """EpochReader: a rank's part of an epoch as torch tensors, prepared ahead by threads.
 
-Windows are read by a few threads, each with a Petastorm reader of its own; one more thread gathers batches from
-them. A window is read once a rank, however many of the rank's lanes pass through it, and dropped when the last
+Windows are read by a few threads, each a part of a window with a Petastorm reader of its own; one more thread gathers
+batches from them. A window is read once a rank, however many of the rank's lanes pass through it, and dropped when the last
 one has.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipelines.errors import DataError
 from pipelines.lake import Column
-from pipelines.stream.forecast import BLOCK_BYTES, QUEUED_BLOCKS
+from pipelines.stream.forecast import Blocks
 from pipelines.stream.plan import EpochPlan, Indices, needed_steps, pieces
 from pipelines.stream.reader import Arrays, empty_arrays, read_shards
 from pipelines.stream.shards import Shard
@@ -58,7 +58,7 @@ class EpochReader:
         lanes: The rank's lanes.
         start_step: The first global batch; any costs the same to start from.
         prefetch_mb: Memory for batches made ahead and for windows read ahead of their turn.
-        read_threads: How many windows are read at a time.
+        read_threads: Threads that read shards side by side.
         pin: Page-locked tensors, for asynchronous copies to a GPU.
         timeout_s: The longest wait for a batch.
         times: Where the threads' time is noted.
@@ -86,11 +86,10 @@ class EpochReader:
         self._read_threads, self._pin, self._timeout_s = read_threads, pin, timeout_s
         self._times = times or LoaderTimes()
         self._row_bytes = sum(column.bytes_per_row for column in columns)
-        lane_bytes = max(1, plan.lane_batch * len(self._lanes) * self._row_bytes)
-        self._block_steps = max(1, BLOCK_BYTES // lane_bytes)
         self._budget = prefetch_mb * 1_000_000
-        ahead = max(1, self._budget // 2 // (self._block_steps * lane_bytes))
-        self._blocks: queue.Queue[_Block | Exception | None] = queue.Queue(maxsize=min(ahead, QUEUED_BLOCKS))
+        made = Blocks.of(plan, num_lanes=len(self._lanes), row_bytes=self._row_bytes, prefetch_mb=prefetch_mb)
+        self._block_steps = made.steps
+        self._blocks: queue.Queue[_Block | Exception | None] = queue.Queue(maxsize=made.queued)
         self._stop, self._all_read = threading.Event(), threading.Event()
         self._windows: _Windows | None = None
         self._thread = threading.Thread(target=self._produce, name="lanes", daemon=True)
@@ -311,8 +310,7 @@ class _Windows:
                 self._reader._all_read.set()
 
     def _size(self, window: int) -> int:
-        starts = self._reader.plan.window_starts
-        return int(starts[window + 1] - starts[window]) * self._reader._row_bytes
+        return self._reader.plan.window_len(window) * self._reader._row_bytes
 
     def _shards(self, window: int) -> list[Shard]:
         return [self._reader._shards[shard] for shard in self._reader.plan.window_shards(window)]

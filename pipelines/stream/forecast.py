@@ -8,8 +8,30 @@ from pipelines.lake import Column, File, Snapshot
 from pipelines.stream.plan import EpochPlan, assign_lanes, needed_steps
 from pipelines.stream.shards import Shard, shards_of
 
-# Batches are gathered some at a time, so that the cost of numpy calls spreads over them, and made so far ahead.
 BLOCK_BYTES, QUEUED_BLOCKS = 4 << 20, 16
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How a rank's batches are made: some at a time, so that the cost of numpy calls spreads over them, and ahead.
+
+    Attributes:
+        steps: Batches of a block.
+        bytes: Of a whole block.
+        queued: Blocks that are made ahead.
+    """
+
+    steps: int
+    bytes: int
+    queued: int
+
+    @classmethod
+    def of(cls, plan: EpochPlan, *, num_lanes: int, row_bytes: int, prefetch_mb: int) -> "Blocks":
+        """For a rank that reads `num_lanes` lanes; half of `prefetch_mb` is for blocks."""
+        batch_bytes = max(1, plan.lane_batch * num_lanes * row_bytes)
+        steps = max(1, BLOCK_BYTES // batch_bytes)
+        ahead = prefetch_mb * 500_000 // (steps * batch_bytes)
+        return cls(steps, steps * batch_bytes, queued=min(max(1, ahead), QUEUED_BLOCKS))
 
 
 @dataclass(frozen=True)
@@ -60,8 +82,7 @@ def forecast(snapshot: Snapshot, columns: tuple[Column, ...], train: Train, *, s
     ranks = tuple(
         _of_rank(plan, lanes, shards, stored, row_bytes, train) for lanes in assign_lanes(plan.lanes, train.ranks)
     )
-    ends = [plan.lane_range(lane) for lane in range(plan.lanes)]
-    sizes = [end - start for start, end in ends]
+    sizes = [end - start for start, end in map(plan.lane_range, range(plan.lanes))]
     return Forecast(
         rows=plan.rows,
         steps=plan.steps,
@@ -99,14 +120,13 @@ def _held_bytes(
     plan: EpochPlan, needed: dict[int, tuple[int, int]], row_bytes: int, num_lanes: int, train: Train
 ) -> int:
     """Windows in use and ahead, what is being decoded, and batches made ahead, at the worst step."""
-    size = {w: int(plan.window_starts[w + 1] - plan.window_starts[w]) * row_bytes for w in needed}
+    size = {window: plan.window_len(window) * row_bytes for window in needed}
     firsts = sorted({first for first, _ in needed.values()})
     in_use = max((sum(size[w] for w, (a, b) in needed.items() if a <= step <= b) for step in firsts), default=0)
     total, prefetch = sum(size.values()), train.prefetch_mb * 1_000_000
     ahead = min(max(prefetch // 2, max(size.values(), default=0)), total - in_use)
     at_the_end = min(prefetch, total)  # of this epoch, while the next one's first windows are read
     decoding = 2 * max(plan.shard_rows, default=0) * row_bytes * train.read_threads  # as Arrow's, and as stored
-    lane_bytes = max(1, plan.lane_batch * num_lanes * row_bytes)
-    block = max(1, BLOCK_BYTES // lane_bytes) * lane_bytes
-    queued = max(1, min(prefetch // 2 // block, QUEUED_BLOCKS)) + 2  # one is made, one is taken
-    return in_use + max(ahead, at_the_end) + decoding + min(queued * block, 2 * total)
+    blocks = Blocks.of(plan, num_lanes=num_lanes, row_bytes=row_bytes, prefetch_mb=train.prefetch_mb)
+    made = (blocks.queued + 2) * blocks.bytes  # one is made, one is taken
+    return in_use + max(ahead, at_the_end) + decoding + min(made, 2 * total)

@@ -9,7 +9,7 @@
         for batch in loader:
             train_step(batch.tensors, batch.rows)
             receipt.add(batch)
-        receipt.check()                                        # every row once, over all ranks
+        receipt.check(epoch=epoch)                             # every row once, over all ranks
 
 `state_dict()` and `load_state_dict()` are those of torchdata's StatefulDataLoader; a state is the same on all ranks
 and fits any number of them.
@@ -50,7 +50,7 @@ class LaneLoader:
         world_size: Number of ranks, likewise.
         epochs: How many will be asked for; the next one is read ahead while one ends. None: no end.
         prefetch_mb: Memory for batches made ahead and windows read ahead of their turn.
-        read_threads: How many windows are read at a time.
+        read_threads: Threads that read shards side by side.
         pin: Page-locked tensors, for asynchronous copies to a GPU.
         timeout_s: The longest wait for a batch.
 

@@ -90,9 +90,13 @@ class EpochPlan:
         """The shards of a window, in order."""
         return self.shard_order[window * self.window : (window + 1) * self.window]
 
+    def window_len(self, window: int) -> int:
+        """Rows of a window."""
+        return int(self.window_starts[window + 1] - self.window_starts[window])
+
     def window_rows(self, window: int) -> Indices:
         """Row numbers inside a window, counted through its shards, in the order of the sequence."""
-        rows = int(self.window_starts[window + 1] - self.window_starts[window])
+        rows = self.window_len(window)
         if not self.shuffle:
             return np.arange(rows, dtype=np.int64)
         return self._generator(_ROWS, window).permutation(rows).astype(np.int64)

@@ -1,12 +1,10 @@
 """Load balancing: lanes move to the ranks that are fast, at a step boundary."""
 
-import time
-
 import torch
 import torch.distributed as dist
 
 from pipelines.stream import Batch, LaneLoader
-from pipelines.stream.assignment import balance_lanes
+from pipelines.stream.assignment import balance_lanes, contiguous
 from pipelines.train.clock import StepClock
 from pipelines.train.pace import Pace
 
@@ -29,12 +27,12 @@ class Balance:
     def __init__(self, loader: LaneLoader, clock: StepClock, device: torch.device) -> None:
         self._loader, self._clock, self._device = loader, clock, device
         self._pace = Pace(LOOK_EVERY_S, device)
-        self._rows, self._busy_before, self._since, self._from_step = 0, 0.0, 0.0, 0
+        self._begin()
 
     def start(self, step: int) -> None:
         """An epoch begins, or goes on, with `step`."""
         self._pace.start(step)
-        self._begin(step)
+        self._begin()
 
     def look(self, batch: Batch) -> None:
         """Behind a batch: move lanes where it is worth it; collective at steps that all ranks know."""
@@ -43,15 +41,14 @@ class Balance:
         if not self._pace.is_due(step):
             return
         rows_per_s = self._rows / max(self._clock.busy - self._busy_before, 1e-6)
-        per_step = (time.monotonic() - self._since) / (step - self._from_step)
-        told = torch.tensor([rows_per_s, per_step], dtype=torch.float64, device=self._device)
+        told = torch.tensor([rows_per_s], dtype=torch.float64, device=self._device)
         gathered = [torch.empty_like(told) for _ in range(dist.get_world_size())]
         dist.all_gather(gathered, told)
-        speeds = [max(float(part[0]), 1e-3) for part in gathered]
-        lanes = self._decided(speeds)
+        lanes = self._decided([max(float(speed), 1e-3) for speed in gathered])
         if lanes is not None:
-            self._loader.reassign(lanes, at_step=step + max(2, int(LEAD_S / float(gathered[0][1]))))
-        self._begin(step)
+            lead_steps = int(LEAD_S / LOOK_EVERY_S * self._pace.steps_to_next)
+            self._loader.reassign(lanes, at_step=step + max(2, lead_steps))
+        self._begin()
 
     def _decided(self, speeds: list[float]) -> list[range] | None:
         """The new lanes of each rank, or None; rank 0 decides, since a solver's time limit is not the same anywhere."""
@@ -63,11 +60,7 @@ class Balance:
             if longest_now > WORTH_RATIO * longest_then:
                 counts = torch.tensor([len(lanes) for lanes in found], device=self._device)
         dist.broadcast(counts, 0)
-        if not int(counts.sum()):
-            return None
-        ends = counts.cumsum(0).tolist()
-        return [range(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        return contiguous(counts.tolist()) if int(counts.sum()) else None
 
-    def _begin(self, step: int) -> None:
+    def _begin(self) -> None:
         self._rows, self._busy_before = 0, self._clock.busy
-        self._since, self._from_step = time.monotonic(), step

@@ -5,6 +5,8 @@ import time
 import torch
 from torch import nn
 
+from pipelines.train.diagnosis import busy_seconds
+
 PHASES = ("data", "copy", "forward", "backward", "communication", "optimizer", "other")
 SAMPLED_EVERY = 16  # on a GPU work is asynchronous; one step in so many is waited for, phase by phase
 
@@ -32,7 +34,7 @@ class StepClock:
     @property
     def busy(self) -> float:
         """Seconds of the epoch so far in which this rank did not wait for others."""
-        return sum(self.seconds.values()) - self.seconds["communication"]
+        return busy_seconds(self.seconds)
 
     def start(self, epoch: int, step: int) -> None:
         """An epoch begins, or goes on, with `step`."""

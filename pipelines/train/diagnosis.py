@@ -31,7 +31,12 @@ class RankTimes(BaseModel):
     @property
     def busy(self) -> float:
         """Seconds in which the rank did not wait for others."""
-        return sum(self.phases.values()) - self.phases["communication"]
+        return busy_seconds(self.phases)
+
+
+def busy_seconds(phases: Mapping[str, float]) -> float:
+    """The seconds of a rank's phases in which it did not wait for others."""
+    return sum(phases.values()) - phases["communication"]
 
 
 _ADVICE = {

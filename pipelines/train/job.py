@@ -99,6 +99,19 @@ class TrainJob(BaseModel):
         return self.folder / f"error-rank-{rank}.json"
 
 
+class Probed(BaseModel):
+    """What a rank does alone.
+
+    Attributes:
+        base_mb: Its memory before it reads.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    rows_per_s: float
+    base_mb: float
+
+
 class RankError(BaseModel):
     """Why a rank ended.
 

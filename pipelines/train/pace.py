@@ -15,6 +15,9 @@ class Pace:
         every_s: Seconds between.
         device: Where collectives take place.
         every_steps: Steps between, instead of seconds.
+
+    Attributes:
+        steps_to_next: Steps from the last look to the next, the same on all ranks.
     """
 
     FIRST_LOOK_STEPS = 8
@@ -22,18 +25,19 @@ class Pace:
     def __init__(self, every_s: float, device: torch.device, *, every_steps: int | None = None) -> None:
         self._every_s, self._every_steps, self._device = every_s, every_steps, device
         self._from_step, self._since, self._next = 0, 0.0, 0
+        self.steps_to_next = 0
 
     def start(self, step: int) -> None:
         """An epoch begins, or goes on, with `step`."""
         self._from_step, self._since = step, time.monotonic()
-        self._next = step + (self._every_steps or self.FIRST_LOOK_STEPS)
+        self._look_again(step, in_steps=self._every_steps or self.FIRST_LOOK_STEPS)
 
     def is_due(self, step: int) -> bool:
         """Whether it is due in front of `step`; collective, at steps that all ranks know."""
         if step < self._next:
             return False
         if self._every_steps:
-            self._next = step + self._every_steps
+            self._look_again(step, in_steps=self._every_steps)
             return True
         elapsed = time.monotonic() - self._since
         per_step = max(elapsed / (step - self._from_step), 1e-6)
@@ -41,7 +45,10 @@ class Pace:
         left = self._every_s - (0.0 if is_due else elapsed)
         told = torch.tensor([is_due, max(1, int(left / per_step))], dtype=torch.int64, device=self._device)
         dist.broadcast(told, 0)
-        self._next = step + int(told[1])
+        self._look_again(step, in_steps=int(told[1]))
         if told[0]:
             self._from_step, self._since = step, time.monotonic()
         return bool(told[0])
+
+    def _look_again(self, step: int, *, in_steps: int) -> None:
+        self._next, self.steps_to_next = step + in_steps, in_steps

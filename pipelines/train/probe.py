@@ -11,28 +11,14 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from pydantic import BaseModel, ConfigDict
 from torch._C._distributed_c10d import HashStore
 
 from pipelines.stream import Batch
 from pipelines.stream.memory import keep_freed_memory
-from pipelines.train.job import TrainJob
+from pipelines.train.job import Probed, TrainJob
 from pipelines.train.loop import Trainer
 from pipelines.train.tally import Tally
 from pipelines.train.worker import default_threads
-
-
-class Probed(BaseModel):
-    """What a rank does alone.
-
-    Attributes:
-        base_mb: Its memory before it reads.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    rows_per_s: float
-    base_mb: float
 
 
 class _Enough(Exception):

@@ -22,6 +22,7 @@ from pipelines.train.loop import Trainer
 from tests.ranks import run_ranks
 from tests.tables import DENSE, IMAGE, contract_of, feature_table
 
+Trained = tuple[dict[str, Any], list[EpochResult]]
 REAL = LabelSpec(kind="real", column="y", mean=0.5, std=2.0)
 
 
@@ -49,7 +50,7 @@ def job_of(folder: Path, snapshot: Snapshot, *, network: dict[str, Any] | None =
     )
 
 
-def train(job: TrainJob) -> tuple[dict[str, Any], list[EpochResult]]:
+def train(job: TrainJob) -> Trained:
     """On a rank: train the job; weights as arrays, and epochs."""
     trainer = Trainer(job, torch.device("cpu"))
     trainer.resume()
@@ -57,16 +58,22 @@ def train(job: TrainJob) -> tuple[dict[str, Any], list[EpochResult]]:
     return {name: tensor.numpy().copy() for name, tensor in trainer.network.state_dict().items()}, trainer.epochs
 
 
+def assert_trained_alike(seen: Trained, wanted: Trained, *, atol: float, loss_atol: float) -> None:
+    """The same weights, within `atol`, from the same rows at the same loss in each epoch."""
+    (weights, epochs), (wanted_weights, wanted_epochs) = seen, wanted
+    for name, values in wanted_weights.items():
+        np.testing.assert_allclose(weights[name], values, rtol=0, atol=atol)
+    for ours, theirs in zip(epochs, wanted_epochs, strict=True):
+        assert (ours.rows, ours.row_id_sum) == (theirs.rows, theirs.row_id_sum)
+        assert ours.loss == pytest.approx(theirs.loss, abs=loss_atol)
+
+
 def test_any_number_of_ranks_trains_the_same_network(tmp_path: Path, snapshot: Snapshot) -> None:
     """In float64, uneven lanes and a last batch that leaves ranks without rows included."""
     alone, epochs = run_ranks(1, train, job_of(tmp_path / "1", snapshot))[0]
     for world in (2, 3, 5):
-        for weights, other in run_ranks(world, train, job_of(tmp_path / str(world), snapshot)):
-            for name, values in alone.items():
-                np.testing.assert_allclose(weights[name], values, rtol=0, atol=1e-14)
-            for ours, theirs in zip(other, epochs, strict=True):
-                assert (ours.rows, ours.row_id_sum) == (theirs.rows, theirs.row_id_sum)
-                assert ours.loss == pytest.approx(theirs.loss, abs=1e-13)
+        for trained in run_ranks(world, train, job_of(tmp_path / str(world), snapshot)):
+            assert_trained_alike(trained, (alone, epochs), atol=1e-14, loss_atol=1e-13)
 
 
 def test_each_epoch_has_a_receipt_that_agrees_with_the_snapshot(tmp_path: Path, snapshot: Snapshot) -> None:
@@ -150,12 +157,8 @@ def test_goes_on_inside_an_epoch_bit_for_bit(tmp_path: Path, snapshot: Snapshot,
     job = job_of(tmp_path / "b", snapshot, network=network, **settings)
     for steps in (7, 3, 9):  # 9 steps an epoch: within one, before its first checkpoint, and over its end
         run_ranks(world, interrupted, job, steps)
-    for (weights, epochs), (wanted, wanted_epochs) in zip(run_ranks(world, train, job), whole, strict=True):
-        for name, values in wanted.items():
-            np.testing.assert_array_equal(weights[name], values)
-        assert [(e.rows, e.row_id_sum, e.loss) for e in epochs] == [
-            (e.rows, e.row_id_sum, pytest.approx(e.loss, abs=1e-12)) for e in wanted_epochs
-        ]
+    for trained, wanted in zip(run_ranks(world, train, job), whole, strict=True):
+        assert_trained_alike(trained, wanted, atol=0, loss_atol=1e-12)
 
 
 def test_goes_on_at_other_world_sizes_with_the_same_global_batches(tmp_path: Path, snapshot: Snapshot) -> None:
@@ -170,12 +173,8 @@ def test_goes_on_at_other_world_sizes_with_the_same_global_batches(tmp_path: Pat
         ranks = run_ranks(world, interrupted, job, stop)
         steps = steps[:done] + [list(chain(*parts)) for parts in zip(*ranks, strict=True)]
         assert steps == wanted[: len(steps)]
-    for other, other_epochs in run_ranks(5, train, job):
-        for name, values in weights.items():
-            np.testing.assert_allclose(other[name], values, rtol=0, atol=1e-13)
-        for ours, theirs in zip(other_epochs, epochs, strict=True):
-            assert (ours.rows, ours.row_id_sum) == (theirs.rows, theirs.row_id_sum)
-            assert ours.loss == pytest.approx(theirs.loss, abs=1e-12)
+    for trained in run_ranks(5, train, job):
+        assert_trained_alike(trained, (weights, epochs), atol=1e-13, loss_atol=1e-12)
 
 
 def test_checkpoints_by_the_clock(tmp_path: Path, snapshot: Snapshot) -> None:
