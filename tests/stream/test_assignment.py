@@ -1,5 +1,6 @@
 """The assignment is the best there is on small cases, keeps its limits, and comes in time on large ones."""
 
+import math
 import time
 from itertools import product
 
@@ -61,10 +62,8 @@ def test_lanes_by_speed(speeds: list[float], more: int) -> None:
     shares = balance_lanes(lanes, speeds)
     assert [lane for share in shares for lane in share] == list(range(lanes)) and all(map(len, shares))
     longest = max(len(share) / speed for share, speed in zip(shares, speeds, strict=True))
-    for rank, speed in enumerate(speeds):  # nobody could take a lane from the slowest and be done sooner
-        slowest = max(range(len(speeds)), key=lambda r: len(shares[r]) / speeds[r])
-        if rank != slowest and len(shares[slowest]) > 1:
-            assert (len(shares[rank]) + 1) / speed >= longest * (1 - 1e-6)
+    sooner = longest * (1 - 1e-6)  # in that time the ranks cannot do all lanes, or one of them none
+    assert sum(math.floor(speed * sooner) for speed in speeds) < lanes or min(speeds) * sooner < 1
 
 
 def test_a_slow_rank_gets_its_share() -> None:
