@@ -9,6 +9,7 @@ import re
 import time
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from pipelines.arrays import to_array
 from pipelines.errors import DataError, one_line
 from pipelines.lake import ROW_ID, Column
 from pipelines.lake.row_ids import position_ids
+from pipelines.stream.checksum import unchanged
 from pipelines.stream.shards import Shard
 from pipelines.stream.times import LoaderTimes
 
@@ -181,6 +183,7 @@ def _worker_class(
 
         def _read_with_shuffle_row_drop(self, piece: Any, pq_file: Any, names: set[str], _: Any) -> pa.Table:
             # Petastorm's own opens the file again, and copies the table to put it in the order in which it is.
-            return pq_file.read_row_group(piece.row_group, columns=sorted(names), use_threads=False)
+            with unchanged(Path(piece.path), pq_file.metadata, piece.row_group, sorted(names)):
+                return pq_file.read_row_group(piece.row_group, columns=sorted(names), use_threads=False)
 
     return ContractWorker
