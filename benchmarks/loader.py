@@ -15,36 +15,42 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.loader_tables import ROWS, TABLES, path_of
+from benchmarks.peers import REQUIREMENTS, python_of
 from benchmarks.report import FOLDER, Figure, at_least, at_most, report
 
 EPOCHS = 5
 
 
-def run(module: str, *arguments: object, path: Path | None = None) -> Any:
+def run(module: str, *arguments: object, python: str = sys.executable) -> Any:
     """The JSON that a module of the benchmarks prints last, run in a process of its own."""
-    folders = [str(FOLDER.parents[1]), *([str(path)] if path else [])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders[::-1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", module, *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(FOLDER.parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [python, "-m", module, *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def rate(reader: str, table: Path, *, epochs: int = EPOCHS, path: Path | None = None) -> float:
+def rate(reader: str, table: Path, *, epochs: int = EPOCHS, python: str = sys.executable) -> float:
     """Rows per second, the median epoch."""
-    return statistics.median(run("benchmarks.readers", reader, table, epochs, path=path)["rows_per_s"])
+    return statistics.median(run("benchmarks.readers", reader, table, epochs, python=python)["rows_per_s"])
 
 
 def readers() -> list[Figure]:
     """Rows per second of each loader on each table, and the ratios."""
+    pythons = {peer: python_of(peer) for peer in REQUIREMENTS}
     found = []
     for name in TABLES:
-        table = path_of(name)
-        rates = {reader: rate(reader, table) for reader in ("headrace", "headrace_in_order", "pyarrow")}
+        table, begin = path_of(name), len(found)
         lists = path_of(name, as_lists=True) if name == "image" else table
-        rates["petastorm_batched"] = rate("petastorm_batched", lists, epochs=3)
-        rates["petastorm_rows"] = rate("petastorm_rows", lists, epochs=1)
+        rates = {reader: rate(reader, table) for reader in ("headrace", "headrace_in_order", "pyarrow")}
+        rates |= {reader: rate(reader, lists) for reader in ("petastorm_batched", "petastorm_rows")}
+        if python := pythons["mosaic"]:
+            seconds = run("benchmarks.readers", "copy_for_mosaic", table, python=python)
+            found.append(Figure(f"mosaic_copy_s_{name}", seconds, "s"))
+            rates["mosaic"] = rate("mosaic", table, python=python)
+        if python := pythons["huggingface"]:
+            rates["huggingface"] = rate("huggingface", lists, python=python)
         found += [Figure(f"rows_per_s_{reader}_{name}", value, "rows/s") for reader, value in rates.items()]
         ours = rates["headrace"]
         found += [
@@ -52,7 +58,11 @@ def readers() -> list[Figure]:
             at_least(f"pyarrow_{name}", ours / rates["pyarrow"], "x", 0.8),
             at_least(f"shuffle_{name}", ours / rates["headrace_in_order"], "x", 0.9),
         ]
-        for line in found[-8:]:
+        if "mosaic" in rates:
+            ratio = ours / rates["mosaic"]
+            tabular = name != "image"
+            found.append(at_least(f"mosaic_{name}", ratio, "x", 20) if tabular else Figure("mosaic_image", ratio, "x"))
+        for line in found[begin:]:
             print(f"{line.id} {line.value:,.3f}", flush=True)
     return found
 

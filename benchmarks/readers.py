@@ -8,6 +8,7 @@ reads the files alone, on one thread: the limit.
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 BATCH = 1024
-ROWS_OF_SLOW = 100_000  # of a loader that goes row by row only so many are read
+ROWS_OF_SLOW = 200_000  # of a loader that is many times slower only so many are read
 
 
 def files_of(table: Path) -> list[Path]:
@@ -42,14 +43,13 @@ def headrace_in_order(table: Path) -> Iterator[int]:
 
 
 def petastorm_batched(table: Path) -> Iterator[int]:
-    """Petastorm's BatchedDataLoader, shuffled by a buffer."""
+    """Petastorm's BatchedDataLoader, shuffled by a buffer; on the first rows only."""
     from petastorm import make_batch_reader
     from petastorm.pytorch import BatchedDataLoader
 
-    urls = [f"file://{path}" for path in files_of(table)]
-    with make_batch_reader(urls, num_epochs=1, workers_count=2, shuffle_row_groups=True) as reader:
-        for batch in BatchedDataLoader(reader, batch_size=BATCH, shuffling_queue_capacity=100_000):
-            yield len(batch["label"])
+    with make_batch_reader(_urls(table), num_epochs=1, workers_count=2, shuffle_row_groups=True) as reader:
+        loader = BatchedDataLoader(reader, batch_size=BATCH, shuffling_queue_capacity=100_000)
+        yield from _first_rows(len(batch["label"]) for batch in loader)
 
 
 def petastorm_rows(table: Path) -> Iterator[int]:
@@ -57,34 +57,86 @@ def petastorm_rows(table: Path) -> Iterator[int]:
     from petastorm import make_batch_reader
     from petastorm.pytorch import DataLoader
 
+    with make_batch_reader(_urls(table), num_epochs=1, workers_count=2, shuffle_row_groups=True) as reader:
+        loader = DataLoader(reader, batch_size=BATCH, shuffling_queue_capacity=20_000)
+        yield from _first_rows(len(batch["label"]) for batch in loader)
+
+
+def _urls(table: Path) -> list[str]:
+    return [f"file://{path}" for path in files_of(table)]
+
+
+def _first_rows(sizes: Iterable[int]) -> Iterator[int]:
     rows = 0
-    urls = [f"file://{path}" for path in files_of(table)]
-    with make_batch_reader(urls, num_epochs=1, workers_count=2, shuffle_row_groups=True) as reader:
-        for batch in DataLoader(reader, batch_size=BATCH, shuffling_queue_capacity=20_000):
-            rows += len(batch["label"])
-            yield len(batch["label"])
-            if rows >= ROWS_OF_SLOW:
-                return
+    for size in sizes:
+        yield size
+        rows += size
+        if rows >= ROWS_OF_SLOW:
+            return
 
 
-def mosaic(copy: Path) -> Iterator[int]:
-    """MosaicML Streaming through torch's DataLoader, from its own copy, shuffled."""
-    import torch
-    from streaming import StreamingDataset
+def mosaic(table: Path) -> Iterator[int]:
+    """MosaicML Streaming through torch's DataLoader, from its own copy, shuffled; on the first rows only."""
+    from streaming import StreamingDataLoader, StreamingDataset
 
-    dataset = StreamingDataset(local=str(copy), shuffle=True, batch_size=BATCH, num_canonical_nodes=1)
-    for batch in torch.utils.data.DataLoader(dataset, batch_size=BATCH, num_workers=2):
-        yield len(batch["label"])
+    dataset = StreamingDataset(local=str(mosaic_copy(table)), shuffle=True, batch_size=BATCH)
+    loader = StreamingDataLoader(dataset, batch_size=BATCH, num_workers=2)
+    yield from _first_rows(len(batch["label"]) for batch in loader)
+
+
+def mosaic_copy(table: Path) -> Path:
+    """Where its copy lies."""
+    return table.with_name(f"{table.name}-mosaic")
+
+
+def copy_for_mosaic(table: Path) -> float:
+    """Write MosaicML Streaming's own copy of a table. Returns seconds, those of an earlier run where it is there."""
+    import pyarrow.parquet as pq
+    from streaming import MDSWriter
+
+    copy = mosaic_copy(table)
+    if (copy / "seconds").is_file():
+        return float((copy / "seconds").read_text())
+    shutil.rmtree(copy, ignore_errors=True)
+    started = time.perf_counter()
+    first = pq.ParquetFile(files_of(table)[0]).read_row_group(0).slice(0, 1).to_pylist()[0]
+    columns = {name: _mosaic_type(name, value) for name, value in first.items()}
+    with MDSWriter(out=str(copy), columns=columns) as writer:
+        for path in files_of(table):
+            for batch in pq.ParquetFile(path).iter_batches():
+                arrays = {name: _rows_of(batch.column(name)) for name in columns}
+                for values in zip(*arrays.values(), strict=True):
+                    writer.write(dict(zip(arrays, values, strict=True)))
+    seconds = time.perf_counter() - started
+    (copy / "seconds").write_text(str(seconds))
+    return seconds
+
+
+_LISTS = {"x": "float32", "numbers": "float32", "ids": "int64", "image": "uint8"}
+
+
+def _mosaic_type(name: str, value: Any) -> str:
+    return f"ndarray:{_LISTS[name]}:{len(value)}" if name in _LISTS else "int"
+
+
+def _rows_of(column: Any) -> Any:
+    """A column's values, a row each: arrays of lists, and numbers."""
+    import numpy as np
+
+    if hasattr(column, "flatten") and hasattr(column, "offsets"):
+        return column.flatten().to_numpy().reshape(len(column), -1)
+    values = column.to_pylist()
+    return [np.frombuffer(value, np.uint8) for value in values] if isinstance(values[0], bytes) else values
 
 
 def huggingface(table: Path) -> Iterator[int]:
-    """Hugging Face datasets, streaming, shuffled by a buffer."""
+    """Hugging Face datasets, streaming, shuffled by a buffer; on the first rows only."""
     from datasets import load_dataset
 
     files = [str(path) for path in files_of(table)]
     dataset = load_dataset("parquet", data_files=files, split="train", streaming=True)
-    for batch in dataset.shuffle(seed=0, buffer_size=20_000).with_format("torch").iter(batch_size=BATCH):
-        yield len(batch["label"])
+    shuffled = dataset.shuffle(seed=0, buffer_size=20_000).with_format("torch")
+    yield from _first_rows(len(batch["label"]) for batch in shuffled.iter(batch_size=BATCH))
 
 
 def pyarrow(table: Path) -> Iterator[int]:
@@ -126,6 +178,9 @@ def main(name: str, table: str, epochs: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], sys.argv[2], int(sys.argv[3]))))
+    if sys.argv[1] == "copy_for_mosaic":
+        print(json.dumps(copy_for_mosaic(Path(sys.argv[2]))))
+    else:
+        print(json.dumps(main(sys.argv[1], sys.argv[2], int(sys.argv[3]))))
     sys.stdout.flush()
     os._exit(0)
