@@ -94,7 +94,7 @@ def files_digest(files: Iterable[Path], *, root: Path) -> str:
     entries = []
     for file in sorted(files):
         stat = file.stat()
-        mark = _content_hash(file) if stat.st_size <= HASHED_BYTES else f"mtime {stat.st_mtime_ns}"
+        mark = content_hash(file) if stat.st_size <= HASHED_BYTES else f"mtime {stat.st_mtime_ns}"
         entries.append([os.path.relpath(file, root), stat.st_size, mark])
     return digest_of(entries)
 
@@ -115,7 +115,8 @@ def modules_digest(modules: Iterable[str]) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def _content_hash(file: Path) -> str:
+def content_hash(file: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(1 << 20):

@@ -19,9 +19,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pipelines.errors import TrainingError, one_line
+from pipelines.receipt import content_hash
 from pipelines.train.job import EpochResult
 from pipelines.train.tally import Sums
 
+_MODEL, _OPTIMIZER, _GENERATORS = "model.safetensors", "optimizer.safetensors", "rng.safetensors"
 _PATTERN = "epoch-[0-9]*-step-[0-9]*"
 
 
@@ -34,6 +36,7 @@ class State(BaseModel):
         seconds: Time that this epoch has taken.
         epochs: Results of the epochs that are done.
         best_epoch: The one with the best validation metric so far, the last one without validation.
+        digests: sha256 of the files with tensors.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -45,6 +48,7 @@ class State(BaseModel):
     best_epoch: int
     schedule: dict[str, Any]
     param_groups: list[dict[str, Any]]
+    digests: dict[str, str] = {}
 
     @property
     def name(self) -> str:
@@ -71,14 +75,15 @@ def save(folder: Path, network: nn.Module, optimizer: Optimizer, state: State, g
     temporary = folder / f".{target.name}.{os.getpid()}"
     temporary.mkdir(parents=True)
     try:
-        save_file(_tensors_of(network.state_dict()), temporary / "model.safetensors")
-        save_file(_flatten(optimizer), temporary / "optimizer.safetensors")
-        save_file(generators, temporary / "rng.safetensors")
-        (temporary / "state.json").write_text(state.model_dump_json(indent=1), encoding="utf-8")
+        save_file(_tensors_of(network.state_dict()), temporary / _MODEL)
+        save_file(_flatten(optimizer), temporary / _OPTIMIZER)
+        save_file(generators, temporary / _GENERATORS)
+        digests = {path.name: content_hash(path) for path in temporary.iterdir()}
+        text = state.model_copy(update={"digests": digests}).model_dump_json(indent=1)
+        (temporary / "state.json").write_text(text, encoding="utf-8")
         for path in (*temporary.iterdir(), temporary):
             _sync(path)
-        if target.exists():
-            shutil.rmtree(target)
+        _remove(target)
         temporary.rename(target)
         _sync(folder)
     finally:
@@ -109,13 +114,10 @@ def load(
     """Put a checkpoint's tensors into network, optimizer and schedule; returns the ranks' random generators.
 
     Raises:
-        TrainingError: It cannot be read, or holds another network.
+        TrainingError: It cannot be read, is not what was written, or holds another network.
     """
-    try:
-        load_weights(path, network)
-        tensors, generators = load_file(path / "optimizer.safetensors"), load_file(path / "rng.safetensors")
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise _unreadable(path, error) from None
+    _load_weights(path, state, network)
+    tensors, generators = _read_tensors(path, state, _OPTIMIZER), _read_tensors(path, state, _GENERATORS)
     values: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         place, _, key = name.partition(".")
@@ -126,15 +128,35 @@ def load(
     return generators
 
 
+def load_weights(path: Path, network: nn.Module) -> None:
+    """Put a checkpoint's weights into the network.
+
+    Raises:
+        TrainingError: They cannot be read, are not what was written, or belong to another network.
+    """
+    _load_weights(path, read_state(path), network)
+
+
+def _load_weights(path: Path, state: State, network: nn.Module) -> None:
+    try:
+        network.load_state_dict(_read_tensors(path, state, _MODEL))
+    except RuntimeError as error:
+        raise _unreadable(path, error) from None
+
+
+def _read_tensors(path: Path, state: State, name: str) -> dict[str, Tensor]:
+    try:
+        if content_hash(path / name) != state.digests.get(name):
+            raise ValueError(f"{name} with another digest than was written")
+        return load_file(path / name)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _unreadable(path, error) from None
+
+
 def _unreadable(path: Path, error: Exception) -> TrainingError:
     return TrainingError(
         f"{path}: wanted a checkpoint, seen {one_line(str(error))}; remove the folder to go on without it"
     )
-
-
-def load_weights(path: Path, network: nn.Module) -> None:
-    """Put a checkpoint's weights into the network."""
-    network.load_state_dict(load_file(path / "model.safetensors"))
 
 
 def prune(folder: Path, *, keep: int, best_epoch: int) -> None:
@@ -143,7 +165,15 @@ def prune(folder: Path, *, keep: int, best_epoch: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
     for path in sorted(folder.glob(_PATTERN))[:-keep]:
         if path.name != name_of(best_epoch + 1, 0):
-            shutil.rmtree(path)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Take the name away first: what is cut short then leaves no folder that looks whole."""
+    if path.exists():
+        away = path.with_name(f".{path.name}.{os.getpid()}.old")
+        path.rename(away)
+        shutil.rmtree(away)
 
 
 def schedule_state(schedule: LRScheduler | None) -> dict[str, Any]:

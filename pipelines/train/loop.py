@@ -5,28 +5,25 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from pipelines.config.learning import Train
 from pipelines.errors import ConfigError, DataError, TrainingError
 from pipelines.lake import ROW_ID, Contract, Snapshot
 from pipelines.models.build import build_network, summed_loss
 from pipelines.models.inputs import scaled
 from pipelines.stream import Batch, LaneLoader
-from pipelines.train import checkpoint
+from pipelines.train import checkpoint, generators
 from pipelines.train.balance import Balance
 from pipelines.train.checkpoint import State
 from pipelines.train.clock import StepClock
 from pipelines.train.diagnosis import RankTimes, why_slow
 from pipelines.train.heartbeat import Place
 from pipelines.train.job import EpochResult, TrainJob
+from pipelines.train.optimizer import make_optimizer, make_schedule
 from pipelines.train.pace import Pace
 from pipelines.train.strategies.data_parallel import row_weight, wrap
 from pipelines.train.tally import Sums, Tally
@@ -81,11 +78,12 @@ class Trainer:
                 self.loader.load_state_dict(state.loader)
             except DataError as error:
                 raise TrainingError(f"{path}: {error}; remove the folder to start anew") from None
-            generators = checkpoint.load(path, state, self.network, self.optimizer, self.schedule)
+            kept = checkpoint.load(path, state, self.network, self.optimizer, self.schedule)
             self.epochs, self.best_epoch = list(state.epochs), state.best_epoch
             if self.loader.step:
                 self._interrupted = (state.sums if self.rank == 0 else Sums(), state.seconds)
-                self._restore_generators(generators)
+                if not generators.put_back_gathered(kept, self.device):  # of another number of ranks
+                    generators.seed_epoch(self.job.seed, epoch=self.loader.epoch, rank=self.rank, step=self.loader.step)
         return self.loader.epoch, self.loader.step
 
     def place(self) -> Place:
@@ -125,7 +123,7 @@ class Trainer:
         It does so behind the first backward pass it sees, and the order of a sum over ranks depends on the layout: a
         run that goes on from a checkpoint would else differ in the last bit from one that was never interrupted.
         """
-        generators = self._generators()
+        drawn_from = generators.states(self.device)
         tensors = {
             c.name: torch.zeros((1, *c.shape), dtype=getattr(torch, c.dtype), device=self.device)
             for c in self.contract.columns
@@ -133,16 +131,14 @@ class Trainer:
         self.network.eval()
         _, loss = self._forward(self.parallel, tensors)
         loss.backward(torch.zeros_like(loss))  # type: ignore[no-untyped-call]
-        for parameter in self.parameters:
-            parameter.grad = None
-        self._set_generators(generators)
+        self.network.zero_grad()
+        generators.put_back(drawn_from, self.device)
         self.base_mb = psutil.Process().memory_info().rss / 1e6
 
     def _epoch(self) -> EpochResult:
         epoch = self.loader.epoch
         if self.loader.step == 0:
-            # Seeded by epoch and rank, so that a run that goes on behind an epoch draws what it would have drawn.
-            torch.manual_seed((self.job.seed * 1_000_003 + epoch) * 1_009 + self.rank)
+            generators.seed_epoch(self.job.seed, epoch=epoch, rank=self.rank)
         before, seconds_before = self._interrupted or (Sums(), 0.0)
         self._interrupted = None
         started = time.perf_counter() - seconds_before
@@ -300,7 +296,7 @@ class Trainer:
 
     def _save(self, sums: Sums, seconds: float) -> None:
         """Leave a checkpoint from which training goes on with the loader's next step; collective."""
-        generators = self._gathered_generators()
+        kept = generators.gathered(self.device)
         if self.rank == 0:
             state = State(
                 loader=self.loader.state_dict(),
@@ -311,75 +307,8 @@ class Trainer:
                 schedule=checkpoint.schedule_state(self.schedule),
                 param_groups=checkpoint.param_groups(self.optimizer),
             )
-            checkpoint.save(self.job.folder, self.network, self.optimizer, state, generators)
+            checkpoint.save(self.job.folder, self.network, self.optimizer, state, kept)
             checkpoint.prune(self.job.folder, keep=self.job.keep_checkpoints, best_epoch=self.best_epoch)
-
-    def _generators(self) -> dict[str, Tensor]:
-        """The states of this rank's random generators."""
-        found = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            found["cuda"] = torch.cuda.get_rng_state(self.device)
-        return found
-
-    def _set_generators(self, states: dict[str, Tensor]) -> None:
-        torch.set_rng_state(states["cpu"])
-        if "cuda" in states and self.device.type == "cuda":
-            torch.cuda.set_rng_state(states["cuda"], self.device)
-
-    def _gathered_generators(self) -> dict[str, Tensor]:
-        """Those of all ranks, as `cpu.0`, `cpu.1`, ...; collective."""
-        gathered: dict[str, Tensor] = {}
-        for name, state in self._generators().items():
-            parts = [torch.empty_like(state, device=self.device) for _ in range(self.world)]
-            dist.all_gather(parts, state.to(self.device))
-            gathered |= {f"{name}.{rank}": part.cpu() for rank, part in enumerate(parts)}
-        return gathered
-
-    def _restore_generators(self, gathered: dict[str, Tensor]) -> None:
-        """At another world size there is no state to go on from: seeded by the step as well."""
-        mine = {name.partition(".")[0]: s for name, s in gathered.items() if name.endswith(f".{self.rank}")}
-        if sum(name.startswith("cpu.") for name in gathered) == self.world:
-            self._set_generators(mine)
-        else:
-            step = self.loader.epoch * 1_000_003 + self.loader.step
-            torch.manual_seed((self.job.seed * 1_000_003 + step) * 1_009 + self.rank)
-
-
-def make_optimizer(train: Train, network: nn.Module) -> Optimizer:
-    """The optimizer that the config names.
-
-    Raises:
-        ConfigError: torch refuses a parameter's value.
-    """
-    cls: Any = getattr(torch.optim, train.optimizer.name)
-    try:
-        optimizer: Optimizer = cls(network.parameters(), lr=train.lr, **train.optimizer.params)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"train.optimizer: {train.optimizer.name}: {error}") from None
-    return optimizer
-
-
-def make_schedule(train: Train, optimizer: Optimizer, *, total_steps: int) -> LRScheduler | None:
-    """The learning-rate schedule that the config names, over `total_steps`.
-
-    Raises:
-        ConfigError: torch refuses a parameter's value.
-    """
-    if train.schedule is None:
-        return None
-    length = {"CosineAnnealingLR": "T_max", "OneCycleLR": "total_steps"}
-    length |= dict.fromkeys(("ConstantLR", "LinearLR", "PolynomialLR"), "total_iters")
-    name, params = train.schedule.name, dict(train.schedule.params)
-    if name in length:
-        params.setdefault(length[name], total_steps)
-    if name == "OneCycleLR":
-        params.setdefault("max_lr", train.lr)
-    cls: Any = getattr(torch.optim.lr_scheduler, name)
-    try:
-        schedule: LRScheduler = cls(optimizer, **params)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"train.schedule: {name}: {error}") from None
-    return schedule
 
 
 class _ProgressFile:

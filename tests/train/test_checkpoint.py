@@ -14,7 +14,7 @@ from pipelines.errors import TrainingError
 from pipelines.train import checkpoint
 from pipelines.train.checkpoint import State
 from pipelines.train.job import EpochResult
-from pipelines.train.loop import make_optimizer, make_schedule
+from pipelines.train.optimizer import make_optimizer, make_schedule
 from pipelines.train.tally import Sums
 
 NEEDED = {
@@ -131,6 +131,18 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
     (path / name).write_bytes(b"\x80\x04\x95nonsense")
     with pytest.raises(TrainingError, match="wanted a checkpoint"):
         Run().load(path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "rng.safetensors"])
+def test_a_flipped_bit_is_named(tmp_path: Path, name: str) -> None:
+    run = Run(optimizer="Adam")
+    run.steps(1)
+    path = run.save(tmp_path)
+    content = bytearray((path / name).read_bytes())
+    content[-1] ^= 1  # of a number: the file is as well-formed as before
+    (path / name).write_bytes(content)
+    with pytest.raises(TrainingError, match=f"wanted a checkpoint, seen {name} with another digest than was written"):
+        Run(optimizer="Adam").load(path)
 
 
 def test_a_pickle_in_place_of_tensors_is_not_run(tmp_path: Path) -> None:

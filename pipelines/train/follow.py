@@ -1,0 +1,104 @@
+"""What the launcher does while the ranks work: it shows how far they are, and tells MLflow of each epoch."""
+
+import contextlib
+import json
+import sys
+import threading
+
+from pipelines import session
+from pipelines.progress import Progress, say
+from pipelines.tracking import Run
+from pipelines.train.job import EpochResult, TrainJob
+from pipelines.train.watch import Watch
+
+
+class Follower:
+    """While the body runs: shows progress, passes each epoch on to the user and to MLflow, and watches the ranks.
+
+    Attributes:
+        verdict: Why the ranks were ended, where the watch ended them.
+    """
+
+    def __init__(self, job: TrainJob, run: Run) -> None:
+        self._job, self._run = job, run
+        self._watch: Watch | None = None
+        self._passed_on = 0
+        self._out = sys.stdout  # TorchDistributor's own output is sent elsewhere meanwhile
+        self._done = threading.Event()
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
+        self.verdict = ""
+
+    def watch(self, watch: Watch) -> None:
+        """Watch the ranks of a new start."""
+        self.verdict, self._watch = "", watch
+
+    def __enter__(self) -> "Follower":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        if self._error is not None and kind is None:
+            raise self._error
+
+    def _follow(self) -> None:
+        with Progress("train", unit="steps") as progress:
+            while True:
+                ended = self._done.wait(0.2)
+                try:
+                    self._pass_on()
+                except Exception as error:  # the training goes on; raised when it is done
+                    self._error = self._error or error
+                if ended:
+                    return
+                self._end_if_stuck()
+                with contextlib.suppress(OSError, ValueError):
+                    at = json.loads(self._job.progress_path.read_text(encoding="utf-8"))
+                    progress.show(at["step"], at["steps"], f"epoch {at['epoch'] + 1}, loss {at['loss']:.4f}")
+
+    def _end_if_stuck(self) -> None:
+        if self._watch is None or self.verdict:
+            return
+        self.verdict = self._watch.look()
+        if self.verdict:
+            self._watch.end_local_ranks()
+            if not session.master().startswith("local") and (spark := session.active_session()) is not None:
+                spark.sparkContext.cancelAllJobs()
+
+    def _pass_on(self) -> None:
+        try:
+            lines = self._job.epochs_path.read_text(encoding="utf-8").splitlines(keepends=True)
+        except FileNotFoundError:
+            return
+        for line in [line for line in lines if line.endswith("\n")][self._passed_on :]:
+            self._passed_on += 1
+            epoch = EpochResult.model_validate_json(line)
+            metrics = ", ".join(f"{name} {value:.4f}" for name, value in epoch.metrics.items())
+            say(
+                f"          epoch {epoch.epoch + 1}/{self._job.train.epochs}: loss {epoch.loss:.4f}, {metrics}, "
+                f"{epoch.rows_per_s:,.0f} rows/s; {epoch.verdict}",
+                file=self._out,
+            )
+            self._run.metrics(_metrics_of(epoch), step=epoch.epoch + 1)
+            self._run.flush()
+
+
+def _metrics_of(epoch: EpochResult) -> dict[str, float]:
+    """As MLflow shows them, grouped by what stands before the slash."""
+    found = {
+        "train/loss": epoch.loss,
+        "train/rows_per_s": epoch.rows_per_s,
+        "train/data_wait_share": epoch.data_wait_share,
+        "receipt/rows": epoch.rows,
+    }
+    found |= {_metric_name(name): value for name, value in epoch.metrics.items()}
+    for rank, times in enumerate(epoch.ranks):
+        found |= {f"time_rank_{rank}/{phase}_share": times.share(phase) for phase in times.phases}
+        found |= {f"loader_rank_{rank}/{part}_s": seconds for part, seconds in times.loader.items()}
+    return found
+
+
+def _metric_name(name: str) -> str:
+    return f"validation/{name.removeprefix('validation_')}" if name.startswith("validation_") else f"train/{name}"

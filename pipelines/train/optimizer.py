@@ -1,0 +1,48 @@
+"""Optimizers and schedules by their names in torch."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from pipelines.config.learning import Train
+from pipelines.errors import ConfigError
+
+
+def make_optimizer(train: Train, network: nn.Module) -> Optimizer:
+    """The optimizer that the config names.
+
+    Raises:
+        ConfigError: torch refuses a parameter's value.
+    """
+    cls: Any = getattr(torch.optim, train.optimizer.name)
+    try:
+        optimizer: Optimizer = cls(network.parameters(), lr=train.lr, **train.optimizer.params)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"train.optimizer: {train.optimizer.name}: {error}") from None
+    return optimizer
+
+
+def make_schedule(train: Train, optimizer: Optimizer, *, total_steps: int) -> LRScheduler | None:
+    """The learning-rate schedule that the config names, over `total_steps`.
+
+    Raises:
+        ConfigError: torch refuses a parameter's value.
+    """
+    if train.schedule is None:
+        return None
+    length = {"CosineAnnealingLR": "T_max", "OneCycleLR": "total_steps"}
+    length |= dict.fromkeys(("ConstantLR", "LinearLR", "PolynomialLR"), "total_iters")
+    name, params = train.schedule.name, dict(train.schedule.params)
+    if name in length:
+        params.setdefault(length[name], total_steps)
+    if name == "OneCycleLR":
+        params.setdefault("max_lr", train.lr)
+    cls: Any = getattr(torch.optim.lr_scheduler, name)
+    try:
+        schedule: LRScheduler = cls(optimizer, **params)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"train.schedule: {name}: {error}") from None
+    return schedule
