@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-BATCH = 1024
+BATCH, LANES = 1024, 2
 ROWS_OF_SLOW = 200_000  # of a loader that is many times slower only so many are read
 
 
@@ -24,22 +24,26 @@ def files_of(table: Path) -> list[Path]:
     return sorted(table.glob("*.parquet"))
 
 
-def headrace(table: Path, *, shuffle: bool = True) -> Iterator[int]:
+def headrace(table: Path, epochs: int, *, shuffle: bool = True) -> Iterator[Iterator[int]]:
     """Exact, shuffled; the order of the whole epoch is new each time."""
     from pipelines.stream import EpochReceipt, LaneLoader, Snapshot
 
     snapshot = Snapshot.open(table)
-    receipt = EpochReceipt(snapshot)
-    with LaneLoader(snapshot, BATCH, lanes=8, seed=time.monotonic_ns(), shuffle=shuffle, epochs=1) as loader:
-        for batch in loader:
-            receipt.add(batch)
-            yield batch.rows
-    receipt.check(epoch=0)
+    with LaneLoader(snapshot, BATCH, lanes=LANES, shuffle=shuffle, epochs=epochs) as loader:
+
+        def epoch(number: int) -> Iterator[int]:
+            receipt = EpochReceipt(snapshot)
+            for batch in loader:
+                receipt.add(batch)
+                yield batch.rows
+            receipt.check(epoch=number)
+
+        yield from map(epoch, range(epochs))
 
 
-def headrace_in_order(table: Path) -> Iterator[int]:
+def headrace_in_order(table: Path, epochs: int) -> Iterator[Iterator[int]]:
     """Without shuffling."""
-    return headrace(table, shuffle=False)
+    return headrace(table, epochs, shuffle=False)
 
 
 def petastorm_batched(table: Path) -> Iterator[int]:
@@ -149,14 +153,15 @@ def pyarrow(table: Path) -> Iterator[int]:
         yield pq.ParquetFile(path).read(use_threads=False).num_rows
 
 
-READERS: dict[str, Callable[[Path], Iterable[int]]] = {
+def epoch_by_epoch(read: Callable[[Path], Iterator[int]]) -> Callable[[Path, int], Iterator[Iterator[int]]]:
+    """A reader of one epoch, again and again."""
+    return lambda table, epochs: (read(table) for _ in range(epochs))
+
+
+READERS: dict[str, Callable[[Path, int], Iterator[Iterator[int]]]] = {
     "headrace": headrace,
     "headrace_in_order": headrace_in_order,
-    "petastorm_batched": petastorm_batched,
-    "petastorm_rows": petastorm_rows,
-    "mosaic": mosaic,
-    "huggingface": huggingface,
-    "pyarrow": pyarrow,
+    **{f.__name__: epoch_by_epoch(f) for f in (petastorm_batched, petastorm_rows, mosaic, huggingface, pyarrow)},
 }
 
 
@@ -170,10 +175,11 @@ def main(name: str, table: str, epochs: int) -> dict[str, Any]:
         keep_freed_memory()
         torch.set_num_threads(1)
     rates = []
-    for _ in range(epochs + 1):
-        started = time.perf_counter()
-        rows = sum(READERS[name](Path(table)))
+    started = time.perf_counter()
+    for sizes in READERS[name](Path(table), epochs + 1):
+        rows = sum(sizes)
         rates.append(rows / (time.perf_counter() - started))
+        started = time.perf_counter()
     return {"rows_per_s": rates[1:]}
 
 

@@ -101,6 +101,14 @@ def test_a_full_disk(environment: dict[str, str], tiny: Path, session_lake: Path
     check_full_disk(done)
 
 
+def test_a_local_lake_is_refused_on_a_cluster(environment: dict[str, str], tmp_path: Path, tiny: Path) -> None:
+    conf = tmp_path / "cluster.conf"
+    conf.write_text("spark.master spark://127.0.0.1:1\n")
+    command = [str(BIN / "python"), "jobs/ingest.py", str(tiny), "--properties-file", str(conf), "--set", "seed=1"]
+    refused = job(environment, *command, code=1)
+    assert "spark://127.0.0.1:1" in refused.stderr and "set lake.shared: true" in refused.stderr
+
+
 def test_leaderboard(environment: dict[str, str], tiny: Path) -> None:
     python = str(BIN / "python")
     text = job(environment, python, "jobs/leaderboard.py", str(tiny)).stdout

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from pipelines.errors import DataError, TrainingError
 from pipelines.lake import Snapshot
-from pipelines.stream import Batch, EpochReceipt, LaneLoader
-from pipelines.stream import epoch as epoch_module
+from pipelines.stream import Batch, EpochReceipt, LaneLoader, windows
 from pipelines.stream.reader import read_shards
 from pipelines.stream.shards import shards_of
 from tests.tables import DENSE, IMAGE, LABEL, ROW_ID, contract_of, feature_table
@@ -239,7 +238,7 @@ def shards_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         read.extend(map(str, shards))
         return read_shards(shards, columns, **options)
 
-    monkeypatch.setattr(epoch_module, "read_shards", noting)
+    monkeypatch.setattr(windows, "read_shards", noting)
     return read
 
 
@@ -268,7 +267,7 @@ def test_a_read_that_hangs_is_named(snapshot: Snapshot, monkeypatch: pytest.Monk
         hanging.wait(30)
         return read_shards(shards, columns, **options)
 
-    monkeypatch.setattr(epoch_module, "read_shards", hang)
+    monkeypatch.setattr(windows, "read_shards", hang)
     loader = LaneLoader(snapshot, 16, timeout_s=0.5)
     with pytest.raises(DataError, match=r"epoch 0, step 0: wanted rows within 0\.5 s, still reading .*part-.*parquet"):
         list(loader)

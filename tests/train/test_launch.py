@@ -76,8 +76,8 @@ def test_a_killed_rank_is_named_and_the_same_call_goes_on(
 @pytest.mark.parametrize(
     ("fault", "launcher"),
     [
-        (KILL, "spark"),
         (STOP, "torchrun"),
+        pytest.param(KILL, "spark", marks=pytest.mark.faults),
         pytest.param(HANG, "torchrun", marks=pytest.mark.faults),
         pytest.param(KILL, "torchrun", marks=pytest.mark.faults),
         pytest.param(STOP, "spark", marks=pytest.mark.faults),
