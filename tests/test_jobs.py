@@ -57,21 +57,31 @@ def job(environment: dict[str, str], *command: str, code: int = 0) -> subprocess
     return done
 
 
-WALL_S: dict[str, float] = {}
+Chain = dict[str, tuple[str, float]]
+
+
+@pytest.fixture(scope="module")
+def chain(environment: dict[str, str], tiny: Path) -> Chain:
+    """What each stage prints and its wall time, all run in order through spark-submit."""
+    found = {}
+    for stage in STAGES:
+        started = time.monotonic()
+        done = job(environment, *SUBMIT, f"jobs/{stage}.py", str(tiny))
+        found[stage] = (done.stdout, time.monotonic() - started)
+    return found
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_stage_runs_through_spark_submit(environment: dict[str, str], tiny: Path, stage: str) -> None:
-    started = time.monotonic()
-    done = job(environment, *SUBMIT, f"jobs/{stage}.py", str(tiny))
-    WALL_S[stage] = time.monotonic() - started
-    assert f"{stage:<9} done in" in done.stdout
+def test_every_stage_runs_through_spark_submit(environment: dict[str, str], chain: Chain, stage: str) -> None:
+    printed, _ = chain[stage]
+    assert f"{stage:<9} done in" in printed
     receipt = json.loads((Path(environment["HEADRACE_LAKE"]) / "runs" / "tiny" / f"{stage}.json").read_text())
     assert receipt["stage"] == stage and receipt["rows"] > 0
-    noise = [line for line in done.stdout.splitlines() if "WARN" in line or "INFO" in line]
+    noise = [line for line in printed.splitlines() if "WARN" in line or "INFO" in line]
     assert not noise, noise
 
 
+@pytest.mark.usefixtures("chain")
 def test_nothing_to_do_starts_no_jvm(environment: dict[str, str], tiny: Path) -> None:
     no_java = {**environment, "JAVA_HOME": "/nowhere", "PATH": str(BIN)}
     done = job(no_java, str(BIN / "python"), "jobs/run.py", str(tiny))
@@ -79,7 +89,7 @@ def test_nothing_to_do_starts_no_jvm(environment: dict[str, str], tiny: Path) ->
     assert not done.stderr
 
 
-def test_an_interrupted_and_killed_stage_goes_on(environment: dict[str, str], tiny: Path) -> None:
+def test_an_interrupted_stage_goes_on(environment: dict[str, str], tiny: Path, chain: Chain) -> None:
     """The short form of tests/test_faults.py: one stage and one signal, drawn by the seed that is printed."""
     bench = Bench(Path(environment["HEADRACE_LAKE"]), tiny, environment)
     wanted = bench.made()
@@ -88,7 +98,7 @@ def test_an_interrupted_and_killed_stage_goes_on(environment: dict[str, str], ti
     print(f"seed {SEED}: {stage}")
     (bench.lake / "runs" / "tiny" / f"{stage}.json").unlink()
     how = generator.choice([signal.SIGINT, signal.SIGKILL])
-    bench.interrupt(stage, how, generator.uniform(0, WALL_S[stage]))
+    bench.interrupt(stage, how, generator.uniform(0, chain[stage][1]))
     bench.check_goes_on(stage, wanted)
 
 
@@ -101,14 +111,7 @@ def test_a_full_disk(environment: dict[str, str], tiny: Path, session_lake: Path
     check_full_disk(done)
 
 
-def test_a_local_lake_is_refused_on_a_cluster(environment: dict[str, str], tmp_path: Path, tiny: Path) -> None:
-    conf = tmp_path / "cluster.conf"
-    conf.write_text("spark.master spark://127.0.0.1:1\n")
-    command = [str(BIN / "python"), "jobs/ingest.py", str(tiny), "--properties-file", str(conf), "--set", "seed=1"]
-    refused = job(environment, *command, code=1)
-    assert "spark://127.0.0.1:1" in refused.stderr and "set lake.shared: true" in refused.stderr
-
-
+@pytest.mark.usefixtures("chain")
 def test_leaderboard(environment: dict[str, str], tiny: Path) -> None:
     python = str(BIN / "python")
     text = job(environment, python, "jobs/leaderboard.py", str(tiny)).stdout
@@ -117,6 +120,7 @@ def test_leaderboard(environment: dict[str, str], tiny: Path) -> None:
     assert {c["name"] for c in value["candidates"]} == {"LogisticRegression", "softmax"}
 
 
+@pytest.mark.usefixtures("chain")
 def test_exit_codes(environment: dict[str, str], tiny: Path, tmp_path: Path) -> None:
     python = str(BIN / "python")
     wrong = job(environment, python, "jobs/run.py", str(tiny), "--set", "train.epoch=1", code=2)
@@ -160,6 +164,7 @@ def test_help(environment: dict[str, str], name: str) -> None:
     assert "usage:" in text and "jobs/" in text
 
 
+@pytest.mark.usefixtures("chain")
 def test_clean_says_what_it_removes(environment: dict[str, str], tiny: Path) -> None:
     lake = Path(environment["HEADRACE_LAKE"])
     would = job(environment, str(BIN / "python"), "jobs/clean.py", str(tiny), "--dry-run").stdout
