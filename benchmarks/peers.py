@@ -13,7 +13,7 @@ from benchmarks.report import FOLDER
 
 REQUIREMENTS = {
     "mosaic": ["mosaicml-streaming==0.13.0"],
-    "huggingface": ["datasets==5.2.0"],
+    "huggingface": ["datasets==5.2.0", "numpy>=2"],
 }
 
 

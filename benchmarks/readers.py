@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 BATCH, LANES = 1024, 2
-ROWS_OF_SLOW = 200_000  # of a loader that is many times slower only so many are read
+ROWS_OF_SLOW, ROWS_OF_SLOWEST = 200_000, 20_000  # of a loader that is many times slower only so many are read
 
 
 def files_of(table: Path) -> list[Path]:
@@ -62,20 +62,20 @@ def petastorm_rows(table: Path) -> Iterator[int]:
     from petastorm.pytorch import DataLoader
 
     with make_batch_reader(_urls(table), num_epochs=1, workers_count=2, shuffle_row_groups=True) as reader:
-        loader = DataLoader(reader, batch_size=BATCH, shuffling_queue_capacity=20_000)
-        yield from _first_rows(len(batch["label"]) for batch in loader)
+        loader = DataLoader(reader, batch_size=BATCH, shuffling_queue_capacity=5_000)
+        yield from _first_rows((len(batch["label"]) for batch in loader), ROWS_OF_SLOWEST)
 
 
 def _urls(table: Path) -> list[str]:
     return [f"file://{path}" for path in files_of(table)]
 
 
-def _first_rows(sizes: Iterable[int]) -> Iterator[int]:
+def _first_rows(sizes: Iterable[int], wanted: int = ROWS_OF_SLOW) -> Iterator[int]:
     rows = 0
     for size in sizes:
         yield size
         rows += size
-        if rows >= ROWS_OF_SLOW:
+        if rows >= wanted:
             return
 
 
