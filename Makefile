@@ -22,7 +22,7 @@ doctor:  ## Check Python, Java, memory, disk, ports and versions
 	@$(PYTHON) jobs/doctor.py
 
 setup: $(STAMP)  ## Virtual environment, pinned packages, Delta jars; once
-$(STAMP): constraints.txt pyproject.toml
+$(STAMP):
 	@$(PYTHON) jobs/doctor.py --quiet
 	@$(PYTHON) jobs/setup.py $(STAMP)
 
