@@ -36,7 +36,7 @@ def unchanged(path: Path, metadata: pq.FileMetaData, row_group: int, columns: Se
     if _found_whole.get(key) != written:
         has_checksums, damaged = look_through(path, metadata, row_group, columns)
         if key in _found_whole and not has_checksums:
-            raise DataError(f"{path}: was written while it was read; {_WHAT_TO_DO}")
+            raise _rewritten(path)
         if damaged is not None:
             raise DataError(
                 f"{path} row group {row_group}, column {damaged!r}: wanted pages that fit their checksums, seen one that "
@@ -45,7 +45,11 @@ def unchanged(path: Path, metadata: pq.FileMetaData, row_group: int, columns: Se
         _found_whole[key] = written
     yield
     if _written(path) != written:
-        raise DataError(f"{path}: was written while it was read; {_WHAT_TO_DO}")
+        raise _rewritten(path)
+
+
+def _rewritten(path: Path) -> DataError:
+    return DataError(f"{path}: was written while it was read; {_WHAT_TO_DO}")
 
 
 def _written(path: Path) -> _Written:

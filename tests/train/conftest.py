@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipelines import tracking
@@ -47,3 +48,13 @@ def weights_of(made: Made, tmp_path: Path) -> dict[str, list[float]]:
     """The weights of the logged model."""
     network = tracking.load_torch(str(tracking.download(made.outputs[0], tmp_path)))
     return {name: tensor.tolist() for name, tensor in network.state_dict().items()}
+
+
+def rank_processes(lake: Path) -> list[psutil.Process]:
+    """The ranks that train in the lake."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        if "pipelines.train.worker" in command and str(lake) in command[-1]:
+            found.append(process)
+    return found

@@ -29,7 +29,7 @@ from pipelines.train import checkpoint
 from pipelines.train.checkpoint import State
 from pipelines.train.tally import Sums
 from tests.faults import SEED
-from tests.train.conftest import plant, weights_of
+from tests.train.conftest import plant, rank_processes, weights_of
 
 SETTINGS = {"batch_size": 8, "epochs": 3, "timeout_s": 30, "threads": 1, "checkpoint": {"every_steps": 4}}
 # Keeps which rows a rank was given, by epoch, step, and the number of ranks at that time.
@@ -48,16 +48,6 @@ if "RANK" in os.environ:
 """
 
 
-def rank_process(lake: Path, rank: int) -> psutil.Process | None:
-    for process in psutil.process_iter(["cmdline"]):
-        command = process.info["cmdline"] or []
-        with contextlib.suppress(psutil.Error):
-            ours = "pipelines.train.worker" in command and str(lake) in command[-1]
-            if ours and process.environ().get("RANK") == str(rank):
-                return process
-    return None
-
-
 @contextlib.contextmanager
 def killed(lake: Path, rank: int, after_s: float) -> Iterator[None]:
     """Kill the rank that long after the body began, or as soon as it is there."""
@@ -66,10 +56,10 @@ def killed(lake: Path, rank: int, after_s: float) -> Iterator[None]:
     def kill() -> None:
         until = time.monotonic() + after_s
         while not done.wait(max(0.02, until - time.monotonic())):
-            if process := rank_process(lake, rank):
+            for process in rank_processes(lake):
                 with contextlib.suppress(psutil.Error):
-                    process.kill()
-                return
+                    if process.environ().get("RANK") == str(rank):
+                        return process.kill()
 
     thread = threading.Thread(target=kill)
     thread.start()

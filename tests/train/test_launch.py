@@ -9,13 +9,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from pipelines.errors import ConfigError, DataError, TrainingError
 from pipelines.lake import runs_path
 from pipelines.stage import Made
-from tests.train.conftest import plant, weights_of
+from tests.train.conftest import plant, rank_processes, weights_of
 
 # Put on the ranks' PYTHONPATH as sitecustomize.py; rank 1 meets the fault.
 BROKEN_PETASTORM = """
@@ -132,24 +131,15 @@ def test_fewer_rows_than_lanes_are_refused(train: Callable[..., Made]) -> None:
 
 def test_no_rank_outlives_the_launcher(train: Callable[..., Made], lake: Path) -> None:
     """The ranks of a launcher that is killed end with it."""
-
-    def ranks() -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter(["cmdline"]):
-            command = process.info["cmdline"] or []
-            if "pipelines.train.worker" in command and str(lake) in command[-1]:
-                found.append(process)
-        return found
-
     launcher = multiprocessing.get_context("fork").Process(target=train, kwargs={"epochs": 100_000})
     launcher.start()
     deadline = time.monotonic() + 60
     while not list(runs_path("tiny").glob("train/*/epoch-*")) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert len(ranks()) >= 2
+    assert len(rank_processes(lake)) >= 2
     os.kill(launcher.pid or 0, signal.SIGKILL)
     launcher.join()
     deadline = time.monotonic() + 30
-    while ranks() and time.monotonic() < deadline:
+    while rank_processes(lake) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert not ranks()
+    assert not rank_processes(lake)
