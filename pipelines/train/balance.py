@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 
 from pipelines.stream import Batch, LaneLoader
-from pipelines.stream.assignment import balance_lanes, contiguous
+from pipelines.stream.assignment import balance_lanes
 from pipelines.train.clock import StepClock
 from pipelines.train.pace import Pace
 
@@ -16,7 +16,8 @@ WORTH_RATIO = 1.1  # what the slowest rank's step must gain
 class Balance:
     """Measures the ranks' speeds and moves lanes when the slowest rank would gain a tenth of its time.
 
-    A rank's speed is its rows in a second in which it does not wait for others.
+    A rank's speed is its rows in a second in which it does not wait for others. The first batch behind a start or a
+    move, which waits for its reader, does not count.
 
     Args:
         loader: Whose lanes move.
@@ -27,15 +28,18 @@ class Balance:
     def __init__(self, loader: LaneLoader, clock: StepClock, device: torch.device) -> None:
         self._loader, self._clock, self._device = loader, clock, device
         self._pace = Pace(LOOK_EVERY_S, device)
+        self._first_step = 0  # of the lanes that the rank has, or is about to have
         self._begin()
 
     def start(self, step: int) -> None:
         """An epoch begins, or goes on, with `step`."""
         self._pace.start(step)
-        self._begin()
+        self._first_step = step
 
     def look(self, batch: Batch) -> None:
         """Behind a batch: move lanes where it is worth it; collective at steps that all ranks know."""
+        if batch.step <= self._first_step:
+            return self._begin()
         self._rows += batch.rows
         step = batch.step + 1
         if not self._pace.is_due(step):
@@ -47,20 +51,16 @@ class Balance:
         lanes = self._decided([max(float(speed), 1e-3) for speed in gathered])
         if lanes is not None:
             lead_steps = int(LEAD_S / LOOK_EVERY_S * self._pace.steps_to_next)
-            self._loader.reassign(lanes, at_step=step + max(2, lead_steps))
+            self._first_step = step + max(2, lead_steps)
+            self._loader.reassign(lanes, at_step=self._first_step)
         self._begin()
 
     def _decided(self, speeds: list[float]) -> list[range] | None:
-        """The new lanes of each rank, or None; rank 0 decides, since a solver's time limit is not the same anywhere."""
-        counts = torch.zeros(len(speeds), dtype=torch.int64, device=self._device)
-        if dist.get_rank() == 0:
-            found = balance_lanes(self._loader.lanes, speeds)
-            longest_now = max(len(lanes) / v for lanes, v in zip(self._loader.assignment, speeds, strict=True))
-            longest_then = max(len(lanes) / v for lanes, v in zip(found, speeds, strict=True))
-            if longest_now > WORTH_RATIO * longest_then:
-                counts = torch.tensor([len(lanes) for lanes in found], device=self._device)
-        dist.broadcast(counts, 0)
-        return contiguous(counts.tolist()) if int(counts.sum()) else None
+        """The new lanes of each rank, or None; alike on all ranks, since all know the same speeds."""
+        found = balance_lanes(self._loader.lanes, speeds)
+        longest_now = max(len(lanes) / v for lanes, v in zip(self._loader.assignment, speeds, strict=True))
+        longest_then = max(len(lanes) / v for lanes, v in zip(found, speeds, strict=True))
+        return found if longest_now > WORTH_RATIO * longest_then else None
 
     def _begin(self) -> None:
         self._rows, self._busy_before = 0, self._clock.busy
