@@ -81,6 +81,7 @@ def spark(session_lake: Path) -> Iterator[object]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HEADRACE_LAKE", str(session_lake))
+        patch.setenv("SPARK_SUBMIT_OPTS", f"{QUICK} -Dspark.python.daemon.module=tests.python_daemon")
         found = session.get_session(load_config("conf/digits.yaml"))
     yield found
     session.stop_session()

@@ -1,4 +1,7 @@
-"""Run a function on forked ranks joined by gloo. Forked, since importing torch costs seconds a process."""
+"""Run a function on forked ranks joined by gloo. Forked, since importing torch costs seconds a process.
+
+So does `torch._dynamo`, which DDP and the optimizers import when they are first used: it is imported in front of the fork.
+"""
 
 import multiprocessing
 import os
@@ -13,7 +16,7 @@ TIMEOUT_S = 120
 
 def run_ranks(world: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
     """The results of `work(*arguments)` on each rank; an exception on a rank is raised here."""
-    import torch
+    import torch._dynamo
 
     torch.set_num_threads(1)
     context = multiprocessing.get_context("fork")
