@@ -61,7 +61,7 @@ test: $(STAMP)  ## The tests
 	@$(PYTHON) jobs/doctor.py --quiet
 	@$(BIN)/python -m pytest $(ARGS)
 
-test-faults: $(STAMP)  ## Ctrl-C and kill -9 in every stage, at random moments
+test-faults: $(STAMP)  ## Ctrl-C and kill -9 in every stage, of ranks and inside a checkpoint, at random moments
 	@$(BIN)/python -m pytest -m faults $(ARGS)
 
 check: check-fast  ## Format, lint, types, import layers, generated files

