@@ -1,6 +1,7 @@
 """What the lanes promise, each measured in a process of its own, printed as JSON:
 
-python -m benchmarks.lanes resume|memory|epoch TABLE
+python -m benchmarks.lanes resume|memory|peak TABLE
+python -m benchmarks.lanes growth TABLE TABLE ...
 python -m benchmarks.lanes wait WORKLOAD
 python -m benchmarks.lanes balance TABLE off|auto
 """
@@ -20,7 +21,7 @@ from typing import Any
 
 import psutil
 
-BATCH, LANES = 1024, 4
+BATCH, LANES = 1024, 2
 TRIALS = 5
 
 
@@ -64,23 +65,42 @@ def memory(table: str) -> dict[str, Any]:
     return {"peaks": peaks, "predicted": base + held}
 
 
-def epoch(table: str) -> dict[str, float]:
-    """Seconds of an epoch, the median, and the peak of memory above that of an idle process, in MB."""
+def growth(*tables: str) -> dict[str, list[float]]:
+    """Seconds that as many rows as the last table has take from each table, in as many epochs as that needs; medians.
+
+    One after the other, again and again: what else the machine does meets all of them.
+    """
+    from pipelines.stream import LaneLoader, Snapshot
+    from pipelines.stream.memory import keep_freed_memory
+
+    keep_freed_memory()
+    snapshots = [Snapshot.open(table) for table in tables]
+    seconds: list[list[float]] = [[] for _ in snapshots]
+    for trial in range(TRIALS + 1):
+        for snapshot, found in zip(snapshots, seconds, strict=True):
+            epochs = snapshots[-1].rows // snapshot.rows
+            started = time.perf_counter()
+            with LaneLoader(snapshot, BATCH, lanes=LANES, epochs=epochs) as loader:
+                for _ in range(epochs):
+                    for _batch in loader:
+                        pass
+            found += [time.perf_counter() - started] if trial else []
+    return {"seconds": [statistics.median(found) for found in seconds]}
+
+
+def peak(table: str) -> dict[str, float]:
+    """The peak of memory over some epochs above that of an idle process, in MB."""
     from pipelines.stream import LaneLoader, Snapshot
     from pipelines.stream.memory import keep_freed_memory
 
     keep_freed_memory()
     snapshot = Snapshot.open(table)
     base = psutil.Process().memory_info().rss / 1e6
-    seconds = []
-    with LaneLoader(snapshot, BATCH, lanes=LANES, epochs=TRIALS + 1) as loader:
-        for _ in range(TRIALS + 1):
-            started = time.perf_counter()
+    with LaneLoader(snapshot, BATCH, lanes=LANES, epochs=TRIALS) as loader:
+        for _ in range(TRIALS):
             for _batch in loader:
                 pass
-            seconds.append(time.perf_counter() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-    return {"seconds": statistics.median(seconds[1:]), "mb": peak - base}
+    return {"mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000 - base}
 
 
 def wait(workload: str) -> dict[str, float]:
@@ -155,7 +175,14 @@ def _slow_rank(rank: int, table: str, how: str, store: str, pipe: "Connection[fl
     os._exit(0)
 
 
-MEASURES = {"resume": resume, "memory": memory, "epoch": epoch, "wait": wait, "balance": balance}
+MEASURES = {
+    "resume": resume,
+    "memory": memory,
+    "growth": growth,
+    "peak": peak,
+    "wait": wait,
+    "balance": balance,
+}
 
 if __name__ == "__main__":
     os.chdir(Path(__file__).resolve().parents[1])

@@ -22,7 +22,7 @@ from pipelines.stream.plan import EpochPlan, Indices, needed_steps, pieces
 from pipelines.stream.reader import Arrays, empty_arrays
 from pipelines.stream.shards import Shard
 from pipelines.stream.times import LoaderTimes
-from pipelines.stream.windows import Windows
+from pipelines.stream.windows import Buffers, Windows
 
 CLOSE_TIMEOUT_S = 10.0
 _END = None
@@ -54,6 +54,7 @@ class EpochReader:
         plan: Order of the epoch; `shard_rows` are those of `shards`.
         columns: Columns to read.
         lanes: The rank's lanes.
+        buffers: Memory of the windows.
         start_step: The first global batch; any costs the same to start from.
         prefetch_mb: Memory for batches made ahead and for windows read ahead of their turn.
         read_threads: Threads that read shards side by side.
@@ -71,6 +72,7 @@ class EpochReader:
         plan: EpochPlan,
         columns: Sequence[Column],
         lanes: Sequence[int],
+        buffers: Buffers,
         *,
         start_step: int = 0,
         prefetch_mb: int = 64,
@@ -93,6 +95,7 @@ class EpochReader:
             shards,
             plan,
             self._columns,
+            buffers,
             needed_steps(plan, lanes, start_step),
             ahead_bytes=self._budget // 2,
             threads=read_threads,
@@ -134,7 +137,8 @@ class EpochReader:
         limit = time.monotonic() + CLOSE_TIMEOUT_S
         while self._thread.is_alive() and time.monotonic() < limit:
             with contextlib.suppress(queue.Empty):
-                self._blocks.get(timeout=0.05)
+                self._blocks.get_nowait()  # room for what it is about to put
+            self._thread.join(timeout=0.05)
 
     def _put(self, item: "_Block | Exception | None") -> None:
         while not self._stop.is_set():

@@ -29,6 +29,7 @@ from pipelines.stream.epoch import Batch, EpochReader
 from pipelines.stream.plan import EpochPlan, assign_lanes
 from pipelines.stream.shards import shards_of
 from pipelines.stream.times import LoaderTimes
+from pipelines.stream.windows import Buffers
 
 
 class LaneLoader:
@@ -96,7 +97,7 @@ class LaneLoader:
         self._reader: EpochReader | None = None
         self._next_reader: EpochReader | None = None  # of the next epoch
         self._other_lanes: EpochReader | None = None  # of this epoch, from the step on at which lanes move
-        self.plan(0)  # refuses what does not fit
+        self._buffers = Buffers(self.columns, self.plan(0).longest_window)  # the plan refuses what does not fit
 
     def __len__(self) -> int:
         return self.plan(self.epoch).steps
@@ -210,6 +211,7 @@ class LaneLoader:
             self.plan(epoch),
             self.columns,
             self.assignment[self.rank],
+            self._buffers,
             start_step=step,
             times=self.times,
             **self._options,

@@ -86,6 +86,11 @@ class EpochPlan:
         """Windows of the epoch."""
         return len(self.window_starts) - 1
 
+    @property
+    def longest_window(self) -> int:
+        """Rows that no window of any epoch exceeds."""
+        return min(self.rows, self.window * max(self.shard_rows, default=0))
+
     def window_shards(self, window: int) -> tuple[int, ...]:
         """The shards of a window, in order."""
         return self.shard_order[window * self.window : (window + 1) * self.window]
@@ -99,7 +104,7 @@ class EpochPlan:
         rows = self.window_len(window)
         if not self.shuffle:
             return np.arange(rows, dtype=np.int64)
-        return self._generator(_ROWS, window).permutation(rows).astype(np.int64)
+        return self._generator(_ROWS, window).permutation(rows).astype(np.int64, copy=False)
 
     def lane_range(self, lane: int) -> tuple[int, int]:
         """The part [start, end) of the sequence that a lane reads."""

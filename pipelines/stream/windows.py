@@ -1,9 +1,11 @@
 """Windows of an epoch in memory: read ahead by a few threads, each a part of a window with a Petastorm reader of its own.
 
-A window is read once a rank, however many of the rank's lanes pass through it, and dropped when the last one has.
+A window is read once a rank, however many of the rank's lanes pass through it, and dropped when the last one has. Its
+memory then serves another: taken anew for each window, it would fall to pieces that fit none.
 """
 
 import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -16,15 +18,41 @@ from pipelines.stream.shards import Shard
 from pipelines.stream.times import LoaderTimes
 
 
+class Buffers:
+    """Arrays for windows, each good for any window of a table, given back and taken again; for any thread.
+
+    Args:
+        columns: What is read.
+        rows: The most that a window can have.
+    """
+
+    def __init__(self, columns: Sequence[Column], rows: int) -> None:
+        self._columns, self._rows = columns, rows
+        self._spare: deque[Arrays] = deque()
+
+    def take(self) -> Arrays:
+        """Arrays of `rows` rows, whatever is in them."""
+        try:
+            return self._spare.pop()
+        except IndexError:
+            return empty_arrays(self._columns, self._rows)
+
+    def give_back(self, arrays: Arrays) -> None:
+        """Nobody reads or writes them any more."""
+        self._spare.append(arrays)
+
+
 class Window:
     """A window that is being read, in parts side by side.
 
     Attributes:
-        arrays: Its rows in the order of the files; all there behind `wait`.
+        buffer: Where it is read to.
+        arrays: Its rows in the order of the files, the first of the buffer; all there behind `wait`.
     """
 
-    def __init__(self, arrays: Arrays, parts: Sequence[Future[None]], rows: Future[Indices]) -> None:
-        self.arrays, self._parts, self._rows = arrays, parts, rows
+    def __init__(self, buffer: Arrays, size: int, parts: Sequence[Future[None]], rows: Future[Indices]) -> None:
+        self.buffer, self.arrays = buffer, {name: array[:size] for name, array in buffer.items()}
+        self._parts, self._rows = parts, rows
 
     @property
     def rows(self) -> Indices:
@@ -48,6 +76,7 @@ class Windows:
         shards: Those that the plan orders.
         plan: Order of the epoch.
         columns: Columns to read.
+        buffers: Where their memory comes from.
         needed: For each window, the first and the last step that need it.
         ahead_bytes: Memory for windows that are read before their turn; one is, whatever its size.
         threads: Threads that read.
@@ -62,13 +91,14 @@ class Windows:
         shards: Sequence[Shard],
         plan: EpochPlan,
         columns: Sequence[Column],
+        buffers: Buffers,
         needed: Mapping[int, tuple[int, int]],
         *,
         ahead_bytes: int,
         threads: int,
         times: LoaderTimes,
     ) -> None:
-        self._shards, self._plan, self._columns = shards, plan, columns
+        self._shards, self._plan, self._columns, self._buffers = shards, plan, columns, buffers
         self._needed, self._ahead_bytes, self._threads, self._times = needed, ahead_bytes, threads, times
         self._row_bytes = sum(column.bytes_per_row for column in columns)
         self._order = sorted(needed, key=lambda window: (needed[window][0], window))
@@ -113,22 +143,22 @@ class Windows:
     def drop_before(self, step: int) -> None:
         """Let go of windows that no step from `step` on needs."""
         for window in [w for w in self._reading if self._needed[w][1] < step]:
-            del self._reading[window]
+            self._buffers.give_back(self._reading.pop(window).buffer)
 
     def _start(self) -> None:
         """Begin to read the next window, a part of its shards a thread."""
         number = self._order.pop(0)
         shards = self._shards_of(number)
         rows = self._pool.submit(self._permutation, number)
-        arrays, at, parts = empty_arrays(self._columns, sum(shard.rows for shard in shards)), 0, []
+        buffer, at, parts = self._buffers.take(), 0, []
         for chosen in np.array_split(np.arange(len(shards)), min(self._threads, len(shards))):
             part = shards[chosen[0] : chosen[-1] + 1]
             end = at + sum(shard.rows for shard in part)
             with self._lock:
                 self._unread += 1
-            parts.append(self._pool.submit(self._read, part, {name: array[at:end] for name, array in arrays.items()}))
+            parts.append(self._pool.submit(self._read, part, {name: array[at:end] for name, array in buffer.items()}))
             at = end
-        self._reading[number] = Window(arrays, parts, rows)
+        self._reading[number] = Window(buffer, at, parts, rows)
 
     def _permutation(self, number: int) -> Indices:
         with self._times.measured("shuffle"):
