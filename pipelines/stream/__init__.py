@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipelines.lake import Snapshot
-    from pipelines.stream.epoch import Batch
+    from pipelines.stream.batches import Batch
     from pipelines.stream.loader import LaneLoader
     from pipelines.stream.receipt import EpochReceipt
 
 __all__ = ["Batch", "EpochReceipt", "LaneLoader", "Snapshot"]
-_HOMES = {"Batch": "epoch", "LaneLoader": "loader", "EpochReceipt": "receipt"}
+_HOMES = {"Batch": "batches", "LaneLoader": "loader", "EpochReceipt": "receipt"}
 
 
 def __getattr__(name: str) -> Any:

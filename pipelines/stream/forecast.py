@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipelines.config.learning import Train
 from pipelines.lake import Column, File, Snapshot
-from pipelines.stream.plan import EpochPlan, assign_lanes, needed_steps
+from pipelines.stream.plan import EpochPlan, assign_lanes, most_rows, needed_steps
 from pipelines.stream.shards import Shard, shards_of
 
 BLOCK_BYTES, QUEUED_BLOCKS = 4 << 20, 16
@@ -120,13 +120,10 @@ def _held_bytes(
     plan: EpochPlan, needed: dict[int, tuple[int, int]], row_bytes: int, num_lanes: int, train: Train
 ) -> int:
     """Windows in use and ahead, what is being decoded, and batches made ahead, at the worst step."""
-    size = {window: plan.window_len(window) * row_bytes for window in needed}
-    firsts = sorted({first for first, _ in needed.values()})
-    in_use = max((sum(size[w] for w, (a, b) in needed.items() if a <= step <= b) for step in firsts), default=0)
-    total, prefetch = sum(size.values()), train.prefetch_mb * 1_000_000
-    ahead = min(max(prefetch // 2, max(size.values(), default=0)), total - in_use)
-    at_the_end = min(prefetch, total)  # of this epoch, while the next one's first windows are read
+    sizes = [plan.window_len(window) * row_bytes for window in needed]
+    ahead = max(train.prefetch_mb * 500_000, max(sizes, default=0))
+    windows = min(most_rows(plan, needed) * row_bytes + ahead, 2 * sum(sizes))  # of this epoch and of the next
     decoding = 2 * max(plan.shard_rows, default=0) * row_bytes * train.read_threads  # as Arrow's, and as stored
     blocks = Blocks.of(plan, num_lanes=num_lanes, row_bytes=row_bytes, prefetch_mb=train.prefetch_mb)
     made = (blocks.queued + 2) * blocks.bytes  # one is made, one is taken
-    return in_use + max(ahead, at_the_end) + decoding + min(made, 2 * total)
+    return windows + decoding + min(made, 2 * sum(sizes))

@@ -25,11 +25,12 @@ from pipelines.config.learning import default_lanes
 from pipelines.errors import DataError
 from pipelines.lake import Snapshot
 from pipelines.lake.columns import columns_of
-from pipelines.stream.epoch import Batch, EpochReader
+from pipelines.stream.batches import Batch, BatchReader
+from pipelines.stream.forecast import Blocks
 from pipelines.stream.plan import EpochPlan, assign_lanes
 from pipelines.stream.shards import shards_of
 from pipelines.stream.times import LoaderTimes
-from pipelines.stream.windows import Buffers
+from pipelines.stream.windows import Windows
 
 
 class LaneLoader:
@@ -85,19 +86,13 @@ class LaneLoader:
         self._shards = shards_of(snapshot)
         self._order: dict[str, Any] = {"batch_size": batch_size, "window": window, "seed": seed, "shuffle": shuffle}
         self.assignment = assign_lanes(self.lanes, self.world_size)
-        self._epochs = epochs
-        self._options: dict[str, Any] = {
-            "prefetch_mb": prefetch_mb,
-            "read_threads": read_threads,
-            "pin": pin,
-            "timeout_s": timeout_s,
-        }
+        self._epochs, self._prefetch_mb, self._read_threads = epochs, prefetch_mb, read_threads
+        self._pin, self._timeout_s = pin, timeout_s
         self.epoch, self.step = 0, 0
         self.times = LoaderTimes()
-        self._reader: EpochReader | None = None
-        self._next_reader: EpochReader | None = None  # of the next epoch
-        self._other_lanes: EpochReader | None = None  # of this epoch, from the step on at which lanes move
-        self._buffers = Buffers(self.columns, self.plan(0).longest_window)  # the plan refuses what does not fit
+        self._reader: BatchReader | None = None
+        self._other_lanes: BatchReader | None = None  # from the step on at which lanes move
+        self.plan(0)  # refuses what does not fit
 
     def __len__(self) -> int:
         return self.plan(self.epoch).steps
@@ -107,29 +102,31 @@ class LaneLoader:
 
         A batch counts as taken, for `state_dict`, once it was handed out.
         """
-        self._reader = self._take_reader()
+        plan, goes_on = self.plan(self.epoch), False
         try:
-            for batch in self._batches():
+            for batch in self._batches(plan):
                 self.step = batch.step + 1
                 yield batch
-                if self._next_reader is None and self._has_room() and self._is_wanted(self.epoch + 1):
-                    self._next_reader = self._read(self.epoch + 1, 0)
             self.epoch, self.step = self.epoch + 1, 0
+            goes_on = self._is_wanted(self.epoch)
         finally:
-            for reader in (self._reader, self._other_lanes):
-                if reader is not None:
-                    reader.close()
-            self._reader = self._other_lanes = None
+            if not goes_on:
+                self.close()
 
-    def _batches(self) -> Iterator[Batch]:
-        """The epoch's batches, from `self._reader` and, once lanes have moved, from the reader of the other lanes."""
-        while self._reader is not None:
-            for batch in self._reader:
-                if self._other_lanes is not None and batch.step >= self._other_lanes.first:
+    def _batches(self, plan: EpochPlan) -> Iterator[Batch]:
+        """The epoch's batches, from one reader and, once lanes have moved, from that of the other lanes."""
+        reader = self._reader_at(self.epoch, self.step)
+        while True:
+            for batch in reader.batches(plan):
+                other = self._other_lanes
+                if other is not None and (plan.epoch, batch.step) >= (other.epoch, other.step):
                     break
                 yield batch
-            self._reader.close()
-            self._reader, self._other_lanes = self._other_lanes, None
+            if self._other_lanes is None:
+                return
+            reader.close()
+            reader, self._other_lanes = self._other_lanes, None
+            self._reader = reader
 
     def reassign(self, assignment: Sequence[range], *, at_step: int) -> None:
         """Move lanes: from `at_step` of this epoch on, rank i reads `assignment[i]`; called alike on all ranks.
@@ -137,11 +134,10 @@ class LaneLoader:
         The rows of each global batch stay as they are. The rank's new lanes are read ahead from now on.
         """
         self.assignment = list(assignment)
-        for reader in (self._next_reader, self._other_lanes):
-            if reader is not None:
-                reader.close()
-        self._next_reader = None
-        self._other_lanes = self._read(self.epoch, at_step) if at_step < len(self) else None
+        if self._other_lanes is not None:
+            self._other_lanes.close()
+        place = (self.epoch, at_step) if at_step < len(self) else (self.epoch + 1, 0)
+        self._other_lanes = self._read(*place) if self._is_wanted(place[0]) else None
 
     def plan(self, epoch: int) -> EpochPlan:
         """The order of an epoch."""
@@ -176,10 +172,10 @@ class LaneLoader:
 
     def close(self) -> None:
         """Stop the threads; safe to call at any time."""
-        for reader in (self._reader, self._next_reader, self._other_lanes):
+        for reader in (self._reader, self._other_lanes):
             if reader is not None:
                 reader.close()
-        self._reader = self._next_reader = self._other_lanes = None
+        self._reader = self._other_lanes = None
 
     def __enter__(self) -> "LaneLoader":
         return self
@@ -190,31 +186,34 @@ class LaneLoader:
     def _identity(self) -> dict[str, Any]:
         return {"snapshot": self.snapshot.digest, "lanes": self.lanes, **self._order}
 
-    def _has_room(self) -> bool:
-        return self._reader is not None and self._reader.leaves_room and self._other_lanes is None
-
     def _is_wanted(self, epoch: int) -> bool:
         return self._epochs is None or epoch < self._epochs
 
-    def _take_reader(self) -> EpochReader:
-        reader, self._next_reader = self._next_reader, None
-        if reader is None:
-            reader = self._read(self.epoch, self.step)
-        elif (reader.plan.epoch, reader.first) != (self.epoch, self.step):
-            reader.close()
-            reader = self._read(self.epoch, self.step)
-        return reader
+    def _reader_at(self, epoch: int, step: int) -> BatchReader:
+        """The reader that is there, if it is at that place."""
+        if self._reader is None or (self._reader.epoch, self._reader.step) != (epoch, step):
+            self.close()
+            self._reader = self._read(epoch, step)
+        return self._reader
 
-    def _read(self, epoch: int, step: int) -> EpochReader:
-        return EpochReader(
+    def _read(self, epoch: int, step: int) -> BatchReader:
+        lanes, budget = self.assignment[self.rank], self._prefetch_mb * 1_000_000
+        row_bytes = sum(column.bytes_per_row for column in self.columns)
+        windows = Windows(
             self._shards,
-            self.plan(epoch),
+            self.plan,
             self.columns,
-            self.assignment[self.rank],
-            self._buffers,
-            start_step=step,
+            lanes,
+            epoch=epoch,
+            step=step,
+            end=None if self._epochs is None else max(self._epochs, epoch + 1),
+            ahead_bytes=budget // 2,
+            threads=self._read_threads,
             times=self.times,
-            **self._options,
+        )
+        blocks = Blocks.of(self.plan(epoch), num_lanes=len(lanes), row_bytes=row_bytes, prefetch_mb=self._prefetch_mb)
+        return BatchReader(
+            windows, self.columns, lanes, blocks, pin=self._pin, timeout_s=self._timeout_s, times=self.times
         )
 
 

@@ -6,7 +6,7 @@ contiguous lanes, which differ by at most one row. Global batch t takes rows [t*
 lane, with b = B / C. Nothing depends on the number of ranks, the machine or a global generator.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -171,6 +171,15 @@ def needed_steps(plan: EpochPlan, lanes: Sequence[int], start_step: int = 0) -> 
             known = found.get(piece.window, (first, last))
             found[piece.window] = (min(first, known[0]), max(last, known[1]))
     return found
+
+
+def most_rows(plan: EpochPlan, needed: Mapping[int, tuple[int, int]]) -> int:
+    """The most rows that the windows of one step have, where `needed` gives each window's first and last step."""
+    rows = np.array([plan.window_len(window) for window in needed], dtype=np.int64)
+    spans = np.array(list(needed.values()), dtype=np.int64).reshape(-1, 2)
+    changes = np.concatenate([rows, -rows])
+    at = np.concatenate([spans[:, 0], spans[:, 1] + 1])
+    return int(np.cumsum(changes[np.lexsort((changes, at))]).max(initial=0))  # those that leave come first
 
 
 def assign_lanes(lanes: int, ranks: int) -> list[range]:

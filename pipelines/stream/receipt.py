@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipelines.errors import TrainingError
 from pipelines.lake import ROW_ID, UINT64, Snapshot
-from pipelines.stream.epoch import Batch
+from pipelines.stream.batches import Batch
 
 _WAITING = 256  # row ids of so many batches are kept until they are added up: one large operation, not many small ones
 

@@ -1,45 +1,19 @@
-"""Windows of an epoch in memory: read ahead by a few threads, each a part of a window with a Petastorm reader of its own.
+"""Windows of a table in memory: read ahead by a few threads, each a part of a window with a Petastorm reader of its own.
 
-A window is read once a rank, however many of the rank's lanes pass through it, and dropped when the last one has. Its
-memory then serves another: taken anew for each window, it would fall to pieces that fit none.
+A window is read once a rank and epoch, however many of the rank's lanes pass through it, and dropped when the last one
+has. Its memory then serves another: taken anew for each window, it would fall to pieces that fit none.
 """
 
-import threading
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
 from pipelines.lake import Column
-from pipelines.stream.plan import EpochPlan, Indices
+from pipelines.stream.plan import EpochPlan, Indices, most_rows, needed_steps
 from pipelines.stream.reader import Arrays, empty_arrays, read_shards
 from pipelines.stream.shards import Shard
 from pipelines.stream.times import LoaderTimes
-
-
-class Buffers:
-    """Arrays for windows, each good for any window of a table, given back and taken again; for any thread.
-
-    Args:
-        columns: What is read.
-        rows: The most that a window can have.
-    """
-
-    def __init__(self, columns: Sequence[Column], rows: int) -> None:
-        self._columns, self._rows = columns, rows
-        self._spare: deque[Arrays] = deque()
-
-    def take(self) -> Arrays:
-        """Arrays of `rows` rows, whatever is in them."""
-        try:
-            return self._spare.pop()
-        except IndexError:
-            return empty_arrays(self._columns, self._rows)
-
-    def give_back(self, arrays: Arrays) -> None:
-        """Nobody reads or writes them any more."""
-        self._spare.append(arrays)
 
 
 class Window:
@@ -50,7 +24,7 @@ class Window:
         arrays: Its rows in the order of the files, the first of the buffer; all there behind `wait`.
     """
 
-    def __init__(self, buffer: Arrays, size: int, parts: Sequence[Future[None]], rows: Future[Indices]) -> None:
+    def __init__(self, buffer: Arrays, size: int, parts: Sequence[Future[Arrays]], rows: Future[Indices]) -> None:
         self.buffer, self.arrays = buffer, {name: array[:size] for name, array in buffer.items()}
         self._parts, self._rows = parts, rows
 
@@ -70,109 +44,155 @@ class Window:
 
 
 class Windows:
-    """The windows that a rank's lanes pass through, read ahead in the order in which they are needed.
+    """The windows that a rank's lanes pass through, epoch after epoch, read ahead in the order in which they are needed.
+
+    No more of them is held than one epoch needs at its worst step, and `ahead_bytes` or a single window more; what the
+    next epoch begins with counts like any other.
 
     Args:
-        shards: Those that the plan orders.
-        plan: Order of the epoch.
+        shards: Those that the plans order.
+        plan_of: The order of each epoch.
         columns: Columns to read.
-        buffers: Where their memory comes from.
-        needed: For each window, the first and the last step that need it.
-        ahead_bytes: Memory for windows that are read before their turn; one is, whatever its size.
+        lanes: The rank's lanes.
+        epoch: The first epoch.
+        step: The first step of it.
+        end: The epoch to end in front of; None: no end.
+        ahead_bytes: Memory for windows that are read before their turn.
         threads: Threads that read.
         times: Where their time is noted.
-
-    Attributes:
-        all_read: Set when there is nothing left to read.
     """
 
     def __init__(
         self,
         shards: Sequence[Shard],
-        plan: EpochPlan,
+        plan_of: Callable[[int], EpochPlan],
         columns: Sequence[Column],
-        buffers: Buffers,
-        needed: Mapping[int, tuple[int, int]],
+        lanes: Sequence[int],
         *,
+        epoch: int,
+        step: int,
+        end: int | None,
         ahead_bytes: int,
         threads: int,
         times: LoaderTimes,
     ) -> None:
-        self._shards, self._plan, self._columns, self._buffers = shards, plan, columns, buffers
-        self._needed, self._ahead_bytes, self._threads, self._times = needed, ahead_bytes, threads, times
+        self.epoch, self.step = epoch, step
+        self._shards, self._plan_of, self._columns, self._lanes = shards, plan_of, columns, lanes
+        self._end, self._ahead_bytes, self._threads, self._times = end, ahead_bytes, threads, times
         self._row_bytes = sum(column.bytes_per_row for column in columns)
-        self._order = sorted(needed, key=lambda window: (needed[window][0], window))
-        self._reading: dict[int, Window] = {}
+        self._plans: dict[int, EpochPlan] = {}  # of the epochs that windows are known of
+        self._needed: dict[_Key, tuple[int, int]] = {}  # the first and the last step, counted through the epochs
+        self._order: list[_Key] = []  # those that are not begun
+        self._reading: dict[_Key, Window] = {}
+        self._spare: list[Arrays] = []
+        self._most_bytes, self._held_bytes = 0, 0
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
-        self._unread, self._lock = 0, threading.Lock()
-        self.all_read = threading.Event()
-        if not self._order:
-            self.all_read.set()
+
+    def turns(self, num_steps: int) -> Iterator[tuple[EpochPlan, int, int]]:
+        """The steps [first, last) of each epoch, some at a time, each once all windows that they need are read.
+
+        What no later turn needs is dropped behind it, or by `drop` before.
+        """
+        self._look_up(self.epoch)
+        while self._is_wanted(self.epoch) and (plan := self._plans[self.epoch]).steps:
+            for first in range(self.step, plan.steps, num_steps):
+                last = min(first + num_steps, plan.steps)
+                self._read_ahead(self._counted(self.epoch, last))
+                self._wait_for(self._counted(self.epoch, last))
+                self.step = last
+                yield plan, first, last
+                self.drop()
+            del self._plans[self.epoch]
+            self.epoch, self.step = self.epoch + 1, 0
+            if self.epoch not in self._plans:
+                self._look_up(self.epoch)
 
     def __getitem__(self, window: int) -> Window:
-        return self._reading[window]
+        """A window of the epoch whose turn it is."""
+        return self._reading[self.epoch, window]
+
+    def drop(self) -> None:
+        """Let go of windows that no step behind this turn needs."""
+        step = self._counted(self.epoch, self.step)
+        for key in [key for key in self._reading if self._needed[key][1] < step]:
+            self._spare.append(self._reading.pop(key).buffer)
+            self._held_bytes -= self._size(key)
+            del self._needed[key]
 
     def close(self) -> None:
         """Begin nothing more. A read that hangs is left behind."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def held_bytes(self) -> int:
-        """Bytes of the windows in memory."""
-        return sum(self._size(window) for window in list(self._reading))
-
     def reading(self) -> str:
         """The files that are being read; any thread may ask."""
-        under_way = [number for number, window in list(self._reading.items()) if not window.is_read()]
-        return ", ".join(str(shard) for number in under_way[:1] for shard in self._shards_of(number)) or "nothing"
+        under_way = [key for key, window in list(self._reading.items()) if not window.is_read()]
+        return ", ".join(str(shard) for key in under_way[:1] for shard in self._shards_of(key)) or "nothing"
 
-    def read_ahead(self, step: int) -> None:
-        """Start what steps before `step` need, and more as far as the memory limit allows, at least one window."""
-        while self._order and self._needed[self._order[0]][0] < step:
-            self._start()
-        ahead = sum(self._size(window) for window in self._reading if self._needed[window][0] >= step)
-        while self._order and (not ahead or ahead + self._size(self._order[0]) <= self._ahead_bytes):
-            ahead += self._size(self._order[0])
-            self._start()
+    def _is_wanted(self, epoch: int) -> bool:
+        return self._end is None or epoch < self._end
 
-    def wait_for(self, step: int) -> None:
+    def _counted(self, epoch: int, step: int) -> int:
+        """The step's number through all epochs, which have equally many."""
+        return epoch * self._plans[epoch].steps + step
+
+    def _look_up(self, epoch: int) -> None:
+        """Get to know the windows of an epoch."""
+        if not self._is_wanted(epoch):
+            return
+        plan = self._plans[epoch] = self._plan_of(epoch)
+        needed = needed_steps(plan, self._lanes, self.step if epoch == self.epoch else 0)
+        before = self._counted(epoch, 0)
+        self._needed |= {(epoch, w): (first + before, last + before) for w, (first, last) in needed.items()}
+        self._order = sorted(((epoch, w) for w in needed), key=lambda key: (self._needed[key][0], key))
+        self._most_bytes = max(self._most_bytes, most_rows(plan, needed) * self._row_bytes)
+
+    def _next(self) -> "_Key | None":
+        """The window to begin next, of this epoch or of the one behind it."""
+        if not self._order and len(self._plans) == 1:
+            self._look_up(self.epoch + 1)
+        return self._order[0] if self._order else None
+
+    def _read_ahead(self, step: int) -> None:
+        """Begin what steps before `step` need, and more as far as memory allows, at least one window."""
+        while (key := self._next()) and self._needed[key][0] < step:
+            self._begin()
+        is_ahead = any(self._needed[key][0] >= step for key in self._reading)
+        limit = self._most_bytes + self._ahead_bytes
+        while (key := self._next()) and (not is_ahead or self._held_bytes + self._size(key) <= limit):
+            self._begin()
+            is_ahead = True
+
+    def _wait_for(self, step: int) -> None:
         """Wait until all that steps before `step` need is read."""
-        for number, window in self._reading.items():
-            if self._needed[number][0] < step:
+        for key, window in self._reading.items():
+            if self._needed[key][0] < step:
                 window.wait()
 
-    def drop_before(self, step: int) -> None:
-        """Let go of windows that no step from `step` on needs."""
-        for window in [w for w in self._reading if self._needed[w][1] < step]:
-            self._buffers.give_back(self._reading.pop(window).buffer)
-
-    def _start(self) -> None:
+    def _begin(self) -> None:
         """Begin to read the next window, a part of its shards a thread."""
-        number = self._order.pop(0)
-        shards = self._shards_of(number)
-        rows = self._pool.submit(self._permutation, number)
-        buffer, at, parts = self._buffers.take(), 0, []
+        key = self._order.pop(0)
+        plan, shards = self._plans[key[0]], self._shards_of(key)
+        rows = self._pool.submit(self._permutation, key)
+        buffer = self._spare.pop() if self._spare else empty_arrays(self._columns, plan.longest_window)
+        at, parts = 0, []
         for chosen in np.array_split(np.arange(len(shards)), min(self._threads, len(shards))):
             part = shards[chosen[0] : chosen[-1] + 1]
             end = at + sum(shard.rows for shard in part)
-            with self._lock:
-                self._unread += 1
-            parts.append(self._pool.submit(self._read, part, {name: array[at:end] for name, array in buffer.items()}))
+            into = {name: array[at:end] for name, array in buffer.items()}
+            parts.append(self._pool.submit(read_shards, part, self._columns, into=into, times=self._times))
             at = end
-        self._reading[number] = Window(buffer, at, parts, rows)
+        self._reading[key] = Window(buffer, at, parts, rows)
+        self._held_bytes += self._size(key)
 
-    def _permutation(self, number: int) -> Indices:
+    def _permutation(self, key: "_Key") -> Indices:
         with self._times.measured("shuffle"):
-            return self._plan.window_rows(number)
+            return self._plans[key[0]].window_rows(key[1])
 
-    def _read(self, shards: list[Shard], into: Arrays) -> None:
-        read_shards(shards, self._columns, into=into, times=self._times)
-        with self._lock:
-            self._unread -= 1
-            if not self._unread and not self._order:
-                self.all_read.set()
+    def _size(self, key: "_Key") -> int:
+        return self._plans[key[0]].window_len(key[1]) * self._row_bytes
 
-    def _size(self, window: int) -> int:
-        return self._plan.window_len(window) * self._row_bytes
+    def _shards_of(self, key: "_Key") -> list[Shard]:
+        return [self._shards[shard] for shard in self._plans[key[0]].window_shards(key[1])]
 
-    def _shards_of(self, window: int) -> list[Shard]:
-        return [self._shards[shard] for shard in self._plan.window_shards(window)]
+
+_Key = tuple[int, int]  # epoch and window

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pipelines.lake import LabelSpec, Snapshot
 from pipelines.models.build import row_scores
-from pipelines.stream.epoch import Batch
+from pipelines.stream.batches import Batch
 from pipelines.stream.receipt import EpochReceipt
 
 WAITING_ELEMENTS = 1 << 16  # outputs that are kept until they are added up: a few large operations, not many small ones

@@ -1,6 +1,7 @@
 """The loader gives each rank its rows: all of them once, in the plan's order, from any step on."""
 
 import threading
+import time
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from pipelines.errors import DataError, TrainingError
 from pipelines.lake import Snapshot
 from pipelines.stream import Batch, EpochReceipt, LaneLoader, windows
-from pipelines.stream.reader import read_shards
+from pipelines.stream.reader import empty_arrays, read_shards
 from pipelines.stream.shards import shards_of
 from tests.tables import DENSE, IMAGE, LABEL, ROW_ID, contract_of, feature_table
 
@@ -250,6 +251,33 @@ def test_only_the_wanted_row_groups_are_read(foreign: Snapshot, shards_read: lis
 def test_a_window_is_read_once_a_rank(snapshot: Snapshot, shards_read: list[str]) -> None:
     batches(snapshot, 1, lanes=6, batch_size=12, window=3)
     assert len(shards_read) == len(shards_of(snapshot))
+
+
+def test_windows_share_their_memory_over_epochs(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def noting(columns: Any, rows: int) -> Any:
+        made.append(rows)
+        return empty_arrays(columns, rows)
+
+    monkeypatch.setattr(windows, "empty_arrays", noting)
+    with LaneLoader(snapshot, 8, lanes=1, window=1, prefetch_mb=0, epochs=5) as loader:
+        for _ in range(5):
+            assert sum(batch.rows for batch in loader) == 116
+    assert len(made) <= 7, "of 30 windows: the six of an epoch, and one read ahead"
+
+
+def test_the_next_epoch_is_read_ahead(snapshot: Snapshot, shards_read: list[str]) -> None:
+    with LaneLoader(snapshot, 16, window=2, epochs=2) as loader:
+        for _ in loader:
+            pass
+        for _ in range(100):
+            if len(shards_read) == 2 * len(shards_of(snapshot)):
+                break
+            time.sleep(0.05)
+        assert len(shards_read) == 2 * len(shards_of(snapshot))
+        assert sum(batch.rows for batch in loader) == 116
+    assert len(shards_read) == 2 * len(shards_of(snapshot)), "no third epoch, and none twice"
 
 
 def test_an_error_in_a_thread_reaches_the_caller(tmp_path: Path) -> None:

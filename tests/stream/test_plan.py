@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.stream.plan import EpochPlan, assign_lanes, pieces
+from pipelines.stream.plan import EpochPlan, assign_lanes, most_rows, needed_steps, pieces
 
 
 @st.composite
@@ -113,3 +113,20 @@ def test_impossible_plans_are_refused() -> None:
 
 def test_an_empty_table_has_no_steps() -> None:
     assert EpochPlan(shard_rows=(), lanes=2, batch_size=4).steps == 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(plans(), st.data())
+def test_the_windows_that_a_step_needs(plan: EpochPlan, data: st.DataObject) -> None:
+    lanes = data.draw(st.sampled_from(assign_lanes(plan.lanes, data.draw(st.integers(1, plan.lanes)))))
+    start = data.draw(st.integers(0, plan.steps))
+    wanted: list[set[int]] = []
+    for step in range(start, plan.steps):
+        bounds = plan.batch_bounds(lanes, step, step + 1).T.tolist()
+        wanted.append({piece.window for first, last in bounds for piece in pieces(plan, first, last)})
+    needed = needed_steps(plan, lanes, start)
+    for step, windows in enumerate(wanted, start):
+        assert windows <= {window for window, (first, last) in needed.items() if first <= step <= last}
+    assert needed.keys() == set().union(*wanted)
+    held = [sum(plan.window_len(w) for w, (a, b) in needed.items() if a <= s <= b) for s in range(plan.steps)]
+    assert most_rows(plan, needed) == max(held, default=0)

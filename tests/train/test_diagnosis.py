@@ -10,7 +10,7 @@ import pytest
 import torch.distributed as dist
 
 from pipelines.lake import Snapshot
-from pipelines.stream import epoch, reader
+from pipelines.stream import batches, reader
 from pipelines.stream.plan import EpochPlan
 from pipelines.train.diagnosis import RankTimes, why_slow
 from pipelines.train.loop import Trainer
@@ -45,7 +45,7 @@ def slowed(function: Callable[..., Any], *, rank: int | None = None) -> Callable
             r"rank \d waits \d+% for data: decoding list column dense; raise train\.read_threads to 4",
         ),
         (EpochPlan, "window_rows", r"rank \d waits \d+% for data: putting rows in order; lower train\.window to 1"),
-        (epoch.EpochReader, "_collate", r"rank \d waits \d+% for data: making tensors"),
+        (batches.BatchReader, "_collate", r"rank \d waits \d+% for data: making tensors"),
     ],
 )
 def test_a_slow_loader(
