@@ -1,7 +1,8 @@
 """What the lanes promise, each measured in a process of its own, printed as JSON:
 
-python -m benchmarks.lanes resume|memory|peak TABLE
+python -m benchmarks.lanes resume|memory TABLE
 python -m benchmarks.lanes growth TABLE TABLE ...
+python -m benchmarks.lanes peak TABLE ROWS
 python -m benchmarks.lanes wait WORKLOAD
 python -m benchmarks.lanes balance TABLE off|auto
 """
@@ -65,39 +66,41 @@ def memory(table: str) -> dict[str, Any]:
     return {"peaks": peaks, "predicted": base + held}
 
 
-def growth(*tables: str) -> dict[str, list[float]]:
-    """Seconds that as many rows as the last table has take from each table, in as many epochs as that needs; medians.
+def growth(*tables: str) -> list[list[float]]:
+    """Seconds that as many rows as the last table has take from each table, in as many epochs as that needs.
 
-    One after the other, again and again: what else the machine does meets all of them.
+    In rounds over the tables: what else the machine does meets all of them.
     """
     from pipelines.stream import LaneLoader, Snapshot
     from pipelines.stream.memory import keep_freed_memory
 
     keep_freed_memory()
     snapshots = [Snapshot.open(table) for table in tables]
-    seconds: list[list[float]] = [[] for _ in snapshots]
-    for trial in range(TRIALS + 1):
-        for snapshot, found in zip(snapshots, seconds, strict=True):
+    rounds: list[list[float]] = []
+    for _ in range(TRIALS + 1):
+        rounds.append([])
+        for snapshot in snapshots:
             epochs = snapshots[-1].rows // snapshot.rows
             started = time.perf_counter()
             with LaneLoader(snapshot, BATCH, lanes=LANES, epochs=epochs) as loader:
                 for _ in range(epochs):
                     for _batch in loader:
                         pass
-            found += [time.perf_counter() - started] if trial else []
-    return {"seconds": [statistics.median(found) for found in seconds]}
+            rounds[-1].append(time.perf_counter() - started)
+    return rounds[1:]  # the first warms up
 
 
-def peak(table: str) -> dict[str, float]:
-    """The peak of memory over some epochs above that of an idle process, in MB."""
+def peak(table: str, rows: str) -> dict[str, float]:
+    """The peak of memory above that of an idle process, in MB, over as many epochs as have so many rows."""
     from pipelines.stream import LaneLoader, Snapshot
     from pipelines.stream.memory import keep_freed_memory
 
     keep_freed_memory()
     snapshot = Snapshot.open(table)
+    epochs = int(rows) // snapshot.rows
     base = psutil.Process().memory_info().rss / 1e6
-    with LaneLoader(snapshot, BATCH, lanes=LANES, epochs=TRIALS) as loader:
-        for _ in range(TRIALS):
+    with LaneLoader(snapshot, BATCH, lanes=LANES, epochs=epochs) as loader:
+        for _ in range(epochs):
             for _batch in loader:
                 pass
     return {"mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000 - base}

@@ -29,7 +29,7 @@ def headrace(table: Path, epochs: int, *, shuffle: bool = True) -> Iterator[Iter
     from pipelines.stream import EpochReceipt, LaneLoader, Snapshot
 
     snapshot = Snapshot.open(table)
-    with LaneLoader(snapshot, BATCH, lanes=LANES, shuffle=shuffle, epochs=epochs) as loader:
+    with LaneLoader(snapshot, BATCH, lanes=LANES, shuffle=shuffle) as loader:  # the last reads ahead as any does
 
         def epoch(number: int) -> Iterator[int]:
             receipt = EpochReceipt(snapshot)
