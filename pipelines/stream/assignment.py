@@ -6,7 +6,6 @@ Lanes of one table are alike, t_ij = t_i: for those the greedy rule is exact, an
 """
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Literal
 
 import numpy as np
@@ -26,13 +25,8 @@ def balance_lanes(lanes: int, rows_per_s: Sequence[float]) -> list[range]:
     """
     seconds = np.repeat(1.0 / np.asarray(rows_per_s, dtype=np.float64)[:, None], lanes, axis=1)
     rank_of = _longest_first(seconds, at_least=1)
-    return contiguous(np.bincount(rank_of, minlength=len(rows_per_s)).tolist())
-
-
-def contiguous(counts: Sequence[int]) -> list[range]:
-    """Lanes of each rank by their number, one rank behind the other."""
-    ends = list(accumulate(counts))
-    return [range(end - count, end) for count, end in zip(counts, ends, strict=True)]
+    ends = np.cumsum(np.bincount(rank_of, minlength=len(rows_per_s))).tolist()
+    return [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def makespan(seconds: Matrix, rank_of: Sequence[int]) -> float:

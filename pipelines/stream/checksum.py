@@ -33,9 +33,10 @@ def unchanged(path: Path, metadata: pq.FileMetaData, row_group: int, columns: Se
         DataError: A page is not what was written, or the file changes; it is named.
     """
     written, key = _written(path), (path, row_group, *columns)
-    if _found_whole.get(key) != written:
+    before = _found_whole.get(key)  # looked up once: another thread may be at the same row group, for the next epoch
+    if before != written:
         has_checksums, damaged = look_through(path, metadata, row_group, columns)
-        if key in _found_whole and not has_checksums:
+        if before is not None and not has_checksums:
             raise _rewritten(path)
         if damaged is not None:
             raise DataError(

@@ -197,8 +197,7 @@ class LaneLoader:
         return self._reader
 
     def _read(self, epoch: int, step: int) -> BatchReader:
-        lanes, budget = self.assignment[self.rank], self._prefetch_mb * 1_000_000
-        row_bytes = sum(column.bytes_per_row for column in self.columns)
+        lanes = self.assignment[self.rank]
         windows = Windows(
             self._shards,
             self.plan,
@@ -207,11 +206,13 @@ class LaneLoader:
             epoch=epoch,
             step=step,
             end=None if self._epochs is None else max(self._epochs, epoch + 1),
-            ahead_bytes=budget // 2,
+            ahead_bytes=self._prefetch_mb * 500_000,  # the other half is for blocks
             threads=self._read_threads,
             times=self.times,
         )
-        blocks = Blocks.of(self.plan(epoch), num_lanes=len(lanes), row_bytes=row_bytes, prefetch_mb=self._prefetch_mb)
+        blocks = Blocks.of(
+            self.plan(epoch), num_lanes=len(lanes), row_bytes=windows.row_bytes, prefetch_mb=self._prefetch_mb
+        )
         return BatchReader(
             windows, self.columns, lanes, blocks, pin=self._pin, timeout_s=self._timeout_s, times=self.times
         )

@@ -86,11 +86,6 @@ class EpochPlan:
         """Windows of the epoch."""
         return len(self.window_starts) - 1
 
-    @property
-    def longest_window(self) -> int:
-        """Rows that no window of any epoch exceeds."""
-        return min(self.rows, self.window * max(self.shard_rows, default=0))
-
     def window_shards(self, window: int) -> tuple[int, ...]:
         """The shards of a window, in order."""
         return self.shard_order[window * self.window : (window + 1) * self.window]

@@ -20,7 +20,7 @@ class Window:
     """A window that is being read, in parts side by side.
 
     Attributes:
-        buffer: Where it is read to.
+        buffer: Where it is read to; it may be longer than the window.
         arrays: Its rows in the order of the files, the first of the buffer; all there behind `wait`.
     """
 
@@ -60,6 +60,11 @@ class Windows:
         ahead_bytes: Memory for windows that are read before their turn.
         threads: Threads that read.
         times: Where their time is noted.
+
+    Attributes:
+        epoch: Whose turn it is.
+        step: Where the turn ends; before the first, where it begins.
+        row_bytes: Of a row's columns.
     """
 
     def __init__(
@@ -79,33 +84,34 @@ class Windows:
         self.epoch, self.step = epoch, step
         self._shards, self._plan_of, self._columns, self._lanes = shards, plan_of, columns, lanes
         self._end, self._ahead_bytes, self._threads, self._times = end, ahead_bytes, threads, times
-        self._row_bytes = sum(column.bytes_per_row for column in columns)
+        self.row_bytes = sum(column.bytes_per_row for column in columns)
         self._plans: dict[int, EpochPlan] = {}  # of the epochs that windows are known of
         self._needed: dict[_Key, tuple[int, int]] = {}  # the first and the last step, counted through the epochs
         self._order: list[_Key] = []  # those that are not begun
         self._reading: dict[_Key, Window] = {}
-        self._spare: list[Arrays] = []
-        self._most_bytes, self._held_bytes = 0, 0
+        self._spare: list[Arrays] = []  # buffers of windows that were dropped
+        self._most_bytes = 0  # of the windows that one step needs
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
 
     def turns(self, num_steps: int) -> Iterator[tuple[EpochPlan, int, int]]:
         """The steps [first, last) of each epoch, some at a time, each once all windows that they need are read.
 
-        What no later turn needs is dropped behind it, or by `drop` before.
+        Behind each turn the caller lets go of what no later one needs, by `drop`.
         """
-        self._look_up(self.epoch)
-        while self._is_wanted(self.epoch) and (plan := self._plans[self.epoch]).steps:
+        while self._is_wanted(self.epoch):
+            if self.epoch not in self._plans:
+                self._look_up(self.epoch)
+            plan = self._plans[self.epoch]
+            if not plan.steps:
+                return
             for first in range(self.step, plan.steps, num_steps):
                 last = min(first + num_steps, plan.steps)
                 self._read_ahead(self._counted(self.epoch, last))
                 self._wait_for(self._counted(self.epoch, last))
                 self.step = last
                 yield plan, first, last
-                self.drop()
             del self._plans[self.epoch]
             self.epoch, self.step = self.epoch + 1, 0
-            if self.epoch not in self._plans:
-                self._look_up(self.epoch)
 
     def __getitem__(self, window: int) -> Window:
         """A window of the epoch whose turn it is."""
@@ -116,7 +122,6 @@ class Windows:
         step = self._counted(self.epoch, self.step)
         for key in [key for key in self._reading if self._needed[key][1] < step]:
             self._spare.append(self._reading.pop(key).buffer)
-            self._held_bytes -= self._size(key)
             del self._needed[key]
 
     def close(self) -> None:
@@ -137,18 +142,16 @@ class Windows:
 
     def _look_up(self, epoch: int) -> None:
         """Get to know the windows of an epoch."""
-        if not self._is_wanted(epoch):
-            return
         plan = self._plans[epoch] = self._plan_of(epoch)
         needed = needed_steps(plan, self._lanes, self.step if epoch == self.epoch else 0)
         before = self._counted(epoch, 0)
         self._needed |= {(epoch, w): (first + before, last + before) for w, (first, last) in needed.items()}
         self._order = sorted(((epoch, w) for w in needed), key=lambda key: (self._needed[key][0], key))
-        self._most_bytes = max(self._most_bytes, most_rows(plan, needed) * self._row_bytes)
+        self._most_bytes = max(self._most_bytes, most_rows(plan, needed) * self.row_bytes)
 
     def _next(self) -> "_Key | None":
         """The window to begin next, of this epoch or of the one behind it."""
-        if not self._order and len(self._plans) == 1:
+        if not self._order and len(self._plans) == 1 and self._is_wanted(self.epoch + 1):
             self._look_up(self.epoch + 1)
         return self._order[0] if self._order else None
 
@@ -158,7 +161,7 @@ class Windows:
             self._begin()
         is_ahead = any(self._needed[key][0] >= step for key in self._reading)
         limit = self._most_bytes + self._ahead_bytes
-        while (key := self._next()) and (not is_ahead or self._held_bytes + self._size(key) <= limit):
+        while (key := self._next()) and (not is_ahead or self._held_bytes() + self._size(key) <= limit):
             self._begin()
             is_ahead = True
 
@@ -171,10 +174,9 @@ class Windows:
     def _begin(self) -> None:
         """Begin to read the next window, a part of its shards a thread."""
         key = self._order.pop(0)
-        plan, shards = self._plans[key[0]], self._shards_of(key)
+        shards = self._shards_of(key)
         rows = self._pool.submit(self._permutation, key)
-        buffer = self._spare.pop() if self._spare else empty_arrays(self._columns, plan.longest_window)
-        at, parts = 0, []
+        buffer, at, parts = self._buffer(sum(shard.rows for shard in shards)), 0, []
         for chosen in np.array_split(np.arange(len(shards)), min(self._threads, len(shards))):
             part = shards[chosen[0] : chosen[-1] + 1]
             end = at + sum(shard.rows for shard in part)
@@ -182,17 +184,36 @@ class Windows:
             parts.append(self._pool.submit(read_shards, part, self._columns, into=into, times=self._times))
             at = end
         self._reading[key] = Window(buffer, at, parts, rows)
-        self._held_bytes += self._size(key)
+
+    def _buffer(self, rows: int) -> Arrays:
+        """A spare one of that length, at most twice it; else a new one, for which all spare ones go.
+
+        So memory is bounded by twice the windows that are in use, however much their lengths differ.
+        """
+        for place, spare in enumerate(self._spare):
+            if rows <= _length(spare) <= 2 * rows:
+                return self._spare.pop(place)
+        self._spare.clear()
+        return empty_arrays(self._columns, rows)
+
+    def _held_bytes(self) -> int:
+        """Of the buffers in use."""
+        return sum(_length(window.buffer) for window in self._reading.values()) * self.row_bytes
 
     def _permutation(self, key: "_Key") -> Indices:
         with self._times.measured("shuffle"):
             return self._plans[key[0]].window_rows(key[1])
 
     def _size(self, key: "_Key") -> int:
-        return self._plans[key[0]].window_len(key[1]) * self._row_bytes
+        return self._plans[key[0]].window_len(key[1]) * self.row_bytes
 
     def _shards_of(self, key: "_Key") -> list[Shard]:
         return [self._shards[shard] for shard in self._plans[key[0]].window_shards(key[1])]
 
 
 _Key = tuple[int, int]  # epoch and window
+
+
+def _length(buffer: Arrays) -> int:
+    """Rows that a buffer holds."""
+    return len(next(iter(buffer.values())))

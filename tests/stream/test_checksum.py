@@ -4,7 +4,9 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +15,7 @@ from pyspark.sql import SparkSession
 
 from pipelines.errors import DataError
 from pipelines.lake import Column, Snapshot
-from pipelines.stream import LaneLoader
+from pipelines.stream import LaneLoader, checksum
 from pipelines.stream.checksum import look_through
 from pipelines.stream.reader import read_shards
 from pipelines.stream.shards import shards_of
@@ -117,3 +119,20 @@ def test_a_file_restored_from_a_copy_goes_on(snapshot: Snapshot, tmp_path: Path)
     shard.path.unlink()
     shutil.copy(copy, shard.path)
     assert read_shards([shard], COLUMNS)["row_id"].tolist() == before
+
+
+def test_another_thread_may_look_through_the_same_row_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where an epoch ends with the file that the next begins with; without checksums, only the file's time tells."""
+    shards, reads = shards_of(feature_table(tmp_path / "t", [20], contract_of(DENSE))), []
+
+    def look_while_another_does(*given: Any) -> tuple[bool, str | None]:
+        found = look_through(*given)
+        if not reads:
+            reads.append("another")
+            with ThreadPoolExecutor() as pool:
+                pool.submit(read_shards, shards, COLUMNS[:1]).result()
+        return found
+
+    monkeypatch.setattr(checksum, "look_through", look_while_another_does)
+    assert len(read_shards(shards, COLUMNS[:1])["row_id"]) == 20
+    assert reads == ["another"]

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -253,8 +254,8 @@ def test_a_window_is_read_once_a_rank(snapshot: Snapshot, shards_read: list[str]
     assert len(shards_read) == len(shards_of(snapshot))
 
 
-def test_windows_share_their_memory_over_epochs(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
+def test_windows_share_their_memory_over_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, snapshot = [], feature_table(tmp_path / "t", [20] * 6, contract_of(DENSE))
 
     def noting(columns: Any, rows: int) -> Any:
         made.append(rows)
@@ -263,8 +264,27 @@ def test_windows_share_their_memory_over_epochs(snapshot: Snapshot, monkeypatch:
     monkeypatch.setattr(windows, "empty_arrays", noting)
     with LaneLoader(snapshot, 8, lanes=1, window=1, prefetch_mb=0, epochs=5) as loader:
         for _ in range(5):
-            assert sum(batch.rows for batch in loader) == 116
+            assert sum(batch.rows for batch in loader) == 120
     assert len(made) <= 7, "of 30 windows: the six of an epoch, and one read ahead"
+
+
+def test_one_long_window_does_not_make_all_of_them_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[weakref.ref[Any]] = []
+    most = 0
+
+    def noting(columns: Any, rows: int) -> Any:
+        nonlocal most
+        arrays = empty_arrays(columns, rows)
+        alive.append(weakref.ref(arrays["row_id"]))
+        most = max(most, sum(len(array) for ref in alive if (array := ref()) is not None))
+        return arrays
+
+    monkeypatch.setattr(windows, "empty_arrays", noting)
+    snapshot = feature_table(tmp_path / "t", [400] + [10] * 20, contract_of(DENSE))
+    with LaneLoader(snapshot, 8, lanes=1, window=1, prefetch_mb=0, epochs=20) as loader:
+        for _ in range(20):
+            assert sum(batch.rows for batch in loader) == 600
+    assert most <= 2 * 600, "of 20 epochs, the windows of one and what is read ahead of the next"
 
 
 def test_the_next_epoch_is_read_ahead(snapshot: Snapshot, shards_read: list[str]) -> None:
