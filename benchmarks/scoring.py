@@ -57,6 +57,7 @@ def main() -> int:
     from pyspark.sql import functions as F
 
     from pipelines.config import load_config
+    from pipelines.features.apply import transform
     from pipelines.score import loaded, predict
     from pipelines.session import get_session, stop_session
 
@@ -77,12 +78,14 @@ def main() -> int:
 
     ours, theirs = [], []
     with loaded(ref, lake) as model:
+
+        def predicted() -> DataFrame:
+            return predict(transform(rows, model.bundle.fitted, keep=["row_id"]), model, keep=["row_id"])
+
         for _ in range(ROUNDS + 1):
-            ours.append(seconds(predict(rows, model, keep=["row_id"])))
+            ours.append(seconds(predicted()))
             theirs.append(seconds(rows.select("row_id", udf(F.col("x")).alias("probabilities"))))
-        check = predict(rows, model, keep=["row_id"]).join(
-            rows.select("row_id", udf(F.col("x")).alias("theirs")), on="row_id", how="inner"
-        )
+        check = predicted().join(rows.select("row_id", udf(F.col("x")).alias("theirs")), on="row_id", how="inner")
         far = F.exists(F.zip_with("probabilities", "theirs", lambda a, b: F.abs(a - b)), lambda d: d > 1e-6)
         different = check.where(far | F.col("theirs").isNull()).count()
     stop_session()

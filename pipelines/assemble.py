@@ -76,9 +76,11 @@ def _width(column: Column) -> int:
 
 def _add_ids(rows: DataFrame, column: Column, *, one_hot: bool) -> tuple[DataFrame, list[str]]:
     nominal = [f"_nominal_{column.name}_{place}" for place in range(len(column.sizes))]
+    places = []
     for place, (name, size) in enumerate(zip(nominal, column.sizes, strict=True)):
         attribute = {"ml_attr": {"type": "nominal", "vals": [str(i) for i in range(size)], "name": column.names[place]}}
-        rows = rows.withColumn(name, F.col(column.name)[place].cast("double")).withMetadata(name, attribute)
+        places.append(F.col(column.name)[place].cast("double").alias(name, metadata=attribute))
+    rows = rows.select("*", *places)
     if not one_hot:
         return rows, nominal
     encoded = [f"{name}_one_hot" for name in nominal]

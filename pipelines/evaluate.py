@@ -14,7 +14,7 @@ from pipelines import plots, tracking
 from pipelines.config import Config
 from pipelines.config.workload import LOWER_IS_BETTER
 from pipelines.errors import DataError
-from pipelines.features.apply import with_label
+from pipelines.features.apply import transform, with_label
 from pipelines.features.fitted import FittedFeatures
 from pipelines.features.split import with_split
 from pipelines.gate import Difference, Verdict, judge, paired_bootstrap
@@ -111,11 +111,15 @@ def _score_all(
     keep = ["row_id", "_split", "label", *slices]
     models = {ref.name: ref for ref in refs} | ({CHAMPION: champion.ref} if champion else {})
     path = table_path(config.workload, "evaluated")
-    parts = []
-    with ExitStack() as open_models:
+    parts, features = [], dict[str, DataFrame]()  # by the digest of the transform, which candidates share
+    with ExitStack() as until_written:
         for name, ref in models.items():
-            model = open_models.enter_context(loaded(ref, scratch_path(config.workload)))
-            part = predict(rows, model, keep=keep).withColumnRenamed("_split", "split")
+            model = until_written.enter_context(loaded(ref, scratch_path(config.workload)))
+            fitted = model.bundle.fitted
+            if fitted.digest not in features:
+                features[fitted.digest] = transform(rows, fitted, keep=keep).persist()
+                until_written.callback(features[fitted.digest].unpersist)
+            part = predict(features[fitted.digest], model, keep=keep).withColumnRenamed("_split", "split")
             parts.append(part.withColumn("candidate", F.lit(name)))
         snapshot = write_table(reduce(DataFrame.unionByName, parts), path, what="evaluate: score")
     return read_table(spark, snapshot)

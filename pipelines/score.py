@@ -1,6 +1,6 @@
 """Batch inference on Spark: raw rows through the fitted features and a model, in Arrow batches.
 
-`predict` is the one scoring path: the gate tests through it what the score stage ships.
+`transform`, then `predict`, is the one scoring path: the gate tests through it what the score stage ships.
 """
 
 import shutil
@@ -66,23 +66,19 @@ def loaded(ref: ModelRef, scratch: Path) -> Iterator[Loaded]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def predict(rows: DataFrame, model: Loaded, *, keep: Sequence[str]) -> DataFrame:
-    """Predictions for raw rows.
+def predict(features: DataFrame, model: Loaded, *, keep: Sequence[str]) -> DataFrame:
+    """Predictions for rows as the model's features have them.
 
     Args:
-        rows: With the source columns that the model's features name.
+        features: What `transform` makes of raw rows by `model.bundle.fitted`.
         model: The model.
-        keep: Columns of `rows` to pass through.
+        keep: Columns of `features` to pass through.
 
     Returns:
         `keep`; `prediction`, a class index or the label's value; `score`, which ranks rows for a binary label
         (the probability of class 1, or a margin), null for others; `probabilities` of the classes, null where the
         model has none.
     """
-    return _apply(transform(rows, model.bundle.fitted, keep=list(keep)), model, keep)
-
-
-def _apply(features: DataFrame, model: Loaded, keep: Sequence[str]) -> DataFrame:
     if model.bundle.kind == "classic":
         return _apply_classic(features, model, keep)
     fields = ", ".join(f"`{name}` {features.schema[name].dataType.simpleString()}" for name in keep)
@@ -172,7 +168,7 @@ def build(given: Given) -> Made:
         keep = ["row_id", *[name for name in (*config.source.key, "_file", "_line") if name in rows.columns]]
         features = transform(rows, model.bundle.fitted, keep=keep)
         features = features.observe(seen, F.count(F.lit(1)).alias("rows"), *_unseen(model.bundle.fitted))
-        scored = readable(_apply(features, model, keep), model.bundle.contract.label, keep)
+        scored = readable(predict(features, model, keep=keep), model.bundle.contract.label, keep)
         table = scored.withColumn("model_version", F.lit(champion.version))
         snapshot = write_table(table, table_path(config.workload, "predictions"), what="score")
     wanted = seen.get["rows"] if num_rows is None else num_rows

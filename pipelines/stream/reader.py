@@ -6,7 +6,6 @@ its thread pool, which loses the end of a list (docs/engines.md). Threads of our
 """
 
 import re
-import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,10 +30,9 @@ with warnings.catch_warnings():
     from petastorm.arrow_reader_worker import ArrowReaderWorker
     from petastorm.fs_utils import get_filesystem_and_path_or_paths
     from petastorm.reader import Reader
-    from petastorm.workers_pool import EmptyResultError
     from petastorm.workers_pool.dummy_pool import DummyPool
+    from petastorm.workers_pool.ventilator import Ventilator
 
-VENTILATOR_TIMEOUT_S = 60.0
 Arrays = dict[str, npt.NDArray[Any]]
 
 
@@ -113,29 +111,25 @@ def _read_once(shards: Sequence[Shard], columns: Sequence[Column], arrays: Array
             reader.join()
 
 
-class _Pool(DummyPool):  # type: ignore[misc]
-    """Petastorm's dummy pool, which works in the caller's thread, with an end to its waiting.
+class _AllAtOnce(Ventilator):  # type: ignore[misc]
+    """Gives the pool its work when it starts. Petastorm's own has a thread for it, which puts in three and sleeps."""
 
-    Its own waits in steps of 0.1 s, and for ever where the last item gave no result.
-    """
+    def __init__(self, pool: DummyPool, pieces: Sequence[int]) -> None:
+        super().__init__(pool.ventilate)
+        self._pieces = pieces
 
-    def get_results(self) -> Any:
-        """The next result; EmptyResultError behind the last."""
-        waiting_since = time.monotonic()
-        while not self._results_queue:
-            is_last = self._ventilator.completed()  # asked first: after that it puts nothing into the queue
-            if self._ventilator_queue:
-                arguments, named = self._ventilator_queue.pop(0)
-                self._worker.process(*arguments, **named)
-                self._ventilator.processed_item()
-                waiting_since = time.monotonic()
-            elif is_last:
-                raise EmptyResultError
-            elif time.monotonic() - waiting_since > VENTILATOR_TIMEOUT_S:
-                raise OSError(f"Petastorm's ventilator gave nothing for {VENTILATOR_TIMEOUT_S:g} s")
-            else:
-                time.sleep(0.0002)
-        return self._results_queue.pop(0)
+    def start(self) -> None:
+        for piece in self._pieces:
+            self._ventilate_fn(piece_index=piece, worker_predicate=None, shuffle_row_drop_partition=(0, 1))
+
+    def processed_item(self) -> None:
+        pass
+
+    def completed(self) -> bool:
+        return True
+
+    def stop(self) -> None:
+        pass
 
 
 class _ShardReader(Reader):  # type: ignore[misc]
@@ -150,7 +144,7 @@ class _ShardReader(Reader):  # type: ignore[misc]
             list(dict.fromkeys(path for path, _ in self._wanted)),
             schema_fields=[f"^{re.escape(column.name)}$" for column in columns],
             worker_class=_worker_class(columns, self._loaded, times),
-            reader_pool=_Pool(),
+            reader_pool=DummyPool(),
             shuffle_row_groups=False,
             num_epochs=1,
             is_batched_reader=True,
@@ -164,6 +158,9 @@ class _ShardReader(Reader):  # type: ignore[misc]
     def _filter_row_groups(self, _dataset: Any, row_groups: Any, *_: Any) -> tuple[list[int], None]:
         places = {(piece.path, piece.row_group): place for place, piece in enumerate(row_groups)}
         return [places[wanted] for wanted in self._wanted if wanted in places], None
+
+    def _create_ventilator(self, row_group_indexes: Sequence[int], *_: Any) -> Ventilator:
+        return _AllAtOnce(self._workers_pool, row_group_indexes)
 
 
 def _worker_class(
