@@ -10,14 +10,16 @@ _KEPT_BYTES, _HEAP_ALLOCATION_BYTES, _ARENAS = 256 << 20, 32 << 20, 2
 
 
 def keep_freed_memory() -> None:
-    """Have glibc, for Arrow as well, keep what a batch frees for the next: giving pages back and faulting them in costs.
+    """Have the allocators keep what a batch frees for the next: giving pages back and faulting them in costs.
 
-    Up to 256 MiB stay with the process. All threads share two arenas, since each would keep what it freed: with one
-    an epoch's threads each, five epochs of 276 MB took 1.7 times the memory (docs/engines.md).
+    Of glibc, up to 256 MiB stay with the process. All threads share two arenas, since each would keep what it freed:
+    with one an epoch's threads each, five epochs of 276 MB took 1.7 times the memory. Arrow takes its buffers from
+    mimalloc, since between the batches' arrays glibc's arenas fall to pieces (docs/engines.md).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _HEAP_ALLOCATION_BYTES)
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
         mallopt(_M_ARENA_MAX, _ARENAS)
-        pa.set_memory_pool(pa.system_memory_pool())
+    if "mimalloc" in pa.supported_memory_backends():
+        pa.set_memory_pool(pa.mimalloc_memory_pool())
