@@ -116,8 +116,8 @@ def growth() -> list[Figure]:
     seconds = [statistics.median(table) for table in zip(*rounds, strict=True)]
     shares = [[value / sum(times) for value in times] for times in rounds]  # of its round, which may be a slow one
     share = [statistics.median(table) for table in zip(*shares, strict=True)]
-    peaks = [[run("benchmarks.lanes", "peak", table, factors[-1] * ROWS)["mb"] for table in tables] for _ in rounds]
-    mb = [statistics.median(table) for table in zip(*peaks, strict=True)]
+    rows = factors[-1] * ROWS
+    mb = [statistics.median(run("benchmarks.lanes", "peak", t, rows)["mb"] for _ in range(EPOCHS)) for t in tables]
     found = [Figure(f"growth_seconds_{n}m", value, "s") for n, value in zip(factors, seconds, strict=True)]
     found += [Figure(f"growth_mb_{n}m", value, "MB") for n, value in zip(factors, mb, strict=True)]
     return [

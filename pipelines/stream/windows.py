@@ -161,7 +161,9 @@ class Windows:
             self._begin()
         is_ahead = any(self._needed[key][0] >= step for key in self._reading)
         limit = self._most_bytes + self._ahead_bytes
-        while (key := self._next()) and (not is_ahead or self._held_bytes() + self._size(key) <= limit):
+        while (key := self._next()) and (
+            not is_ahead or self._held_bytes() + self._rows_of(key) * self.row_bytes <= limit
+        ):
             self._begin()
             is_ahead = True
 
@@ -176,7 +178,7 @@ class Windows:
         key = self._order.pop(0)
         shards = self._shards_of(key)
         rows = self._pool.submit(self._permutation, key)
-        buffer, at, parts = self._buffer(sum(shard.rows for shard in shards)), 0, []
+        buffer, at, parts = self._buffer(self._rows_of(key)), 0, []
         for chosen in np.array_split(np.arange(len(shards)), min(self._threads, len(shards))):
             part = shards[chosen[0] : chosen[-1] + 1]
             end = at + sum(shard.rows for shard in part)
@@ -204,8 +206,8 @@ class Windows:
         with self._times.measured("shuffle"):
             return self._plans[key[0]].window_rows(key[1])
 
-    def _size(self, key: "_Key") -> int:
-        return self._plans[key[0]].window_len(key[1]) * self.row_bytes
+    def _rows_of(self, key: "_Key") -> int:
+        return self._plans[key[0]].window_len(key[1])
 
     def _shards_of(self, key: "_Key") -> list[Shard]:
         return [self._shards[shard] for shard in self._plans[key[0]].window_shards(key[1])]
