@@ -145,7 +145,8 @@ def _package_folder(top: str) -> Path | None:
     return Path(next(iter(spec.submodule_search_locations))) if spec and spec.submodule_search_locations else None
 
 
-def _imports(module: str, source: bytes) -> set[str]:
+@cache
+def _imports(module: str, source: bytes) -> frozenset[str]:
     """Modules that `source` names in import statements, anywhere in it, within the same top-level package."""
     package = module.partition(".")[0]
     names: set[str] = set()
@@ -155,7 +156,7 @@ def _imports(module: str, source: bytes) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.add(node.module)
             names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return {name for name in names if name.partition(".")[0] == package and _path_of(name)}
+    return frozenset(name for name in names if name.partition(".")[0] == package and _path_of(name))
 
 
 def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
