@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipelines.arrays import to_array
 from pipelines.errors import DataError, one_line
@@ -34,6 +35,7 @@ with warnings.catch_warnings():
     from petastorm.workers_pool.ventilator import Ventilator
 
 Arrays = dict[str, npt.NDArray[Any]]
+_UNREADABLE = (OSError, pa.ArrowException, ValueError)
 
 
 def empty_arrays(columns: Sequence[Column], rows: int) -> Arrays:
@@ -103,12 +105,24 @@ def _read_once(shards: Sequence[Shard], columns: Sequence[Column], arrays: Array
             at += seen
         if next(reader, None) is not None:
             raise _Misread(shard, wanted="the end behind it", seen=str(reader.last_loaded))
-    except (OSError, pa.ArrowException, ValueError) as error:
+    except _UNREADABLE as error:
+        if reader is None:
+            shard = _without_footer(shards) or shard
         raise DataError(f"{shard}: cannot be read: {one_line(str(error), limit=200)}") from None
     finally:
         if reader is not None:
             reader.stop()
             reader.join()
+
+
+def _without_footer(shards: Sequence[Shard]) -> Shard | None:
+    """The first whose footer cannot be read: Petastorm reads all footers before the first row, and names no file."""
+    for shard in shards:
+        try:
+            pq.read_metadata(shard.path)
+        except _UNREADABLE:
+            return shard
+    return None
 
 
 class _AllAtOnce(Ventilator):  # type: ignore[misc]

@@ -112,6 +112,16 @@ def test_a_file_harmed_under_a_running_epoch_is_named(
     assert set(seen) <= whole
 
 
+@pytest.mark.parametrize("harm", [remove, truncate, flip_in_the_middle])
+def test_of_files_that_are_read_together_the_harmed_one_is_named(
+    snapshot: Snapshot, harm: Callable[[Path], None]
+) -> None:
+    shards = shards_of(snapshot)
+    harm(shards[1].path)
+    with pytest.raises(DataError, match=f"^{shards[1].path}"):
+        read_shards(shards, COLUMNS)
+
+
 def test_a_file_restored_from_a_copy_goes_on(snapshot: Snapshot, tmp_path: Path) -> None:
     shard = shards_of(snapshot)[0]
     copy = Path(shutil.copy(shard.path, tmp_path / "copy"))
