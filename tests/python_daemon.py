@@ -18,7 +18,7 @@ __all__ = ["mlflow", "pandas", "pipelines", "torch"]
 
 if __name__ == "__main__":
     # In front of each task a worker reads the directory of every archive it imports from, once for each of the packages
-    # inside (Python 3.11's zipimport), and behind it collects garbage: half a second with all these modules.
+    # inside (Python 3.11's zipimport), and behind it collects garbage, through all that these modules hold.
     sys.path = [entry for entry in sys.path if not entry.endswith((".jar", ".zip"))]
     sys.path_importer_cache.clear()
     gc.freeze()
