@@ -108,7 +108,7 @@ def by_hand(spark: "SparkSession", raw: Path, target: Path) -> None:
         files = -(-int(ROWS * share * row_bytes) // (SHARD_MB * 1_000_000))
         part = found.where(chosen).drop("train").repartition(files, F.xxhash64("row_id", F.lit("file:0")))
         part = part.sortWithinPartitions(F.xxhash64("row_id", F.lit("order:0")))
-        part.write.format("delta").mode("overwrite").save(str(target / split))
+        part.write.format("delta").option("compression", "lz4_raw").mode("overwrite").save(str(target / split))
     vocabulary.unpersist()
 
 

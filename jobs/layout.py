@@ -1,4 +1,4 @@
-"""Rewrite any Delta table in the layout that streams; seed, file size and lake.shared are those of the workload.
+"""Rewrite any Delta table in the layout that streams; seed, file size, codec and lake.shared are those of the workload.
 
 spark-submit --properties-file conf/spark.conf jobs/layout.py conf/digits.yaml SOURCE TARGET --fill x=0
 """
@@ -25,6 +25,7 @@ def write(config: Config) -> None:
         fill=dict(map(_pair, arguments.fill)),
         pad={name: int(value) for name, value in map(_pair, arguments.pad)},
         shard_mb=arguments.file_mb or config.features.layout.shard_mb,
+        compression=config.features.layout.compression,
         seed=config.seed,
     )
     print(f"{snapshot.table} version {snapshot.version}: {snapshot.rows:,} rows in {len(snapshot.files)} files")

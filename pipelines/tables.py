@@ -18,7 +18,14 @@ def read_table(spark: SparkSession, snapshot: Snapshot) -> DataFrame:
     return spark.read.format("delta").option("versionAsOf", snapshot.version).load(snapshot.table)
 
 
-def write_table(rows: DataFrame, path: Path, *, what: str, metadata: dict[str, Any] | None = None) -> Snapshot:
+def write_table(
+    rows: DataFrame,
+    path: Path,
+    *,
+    what: str,
+    metadata: dict[str, Any] | None = None,
+    compression: str | None = None,
+) -> Snapshot:
     """Overwrite the Delta table at `path` with `rows`, which have a `row_id` column, in one commit.
 
     Args:
@@ -26,6 +33,7 @@ def write_table(rows: DataFrame, path: Path, *, what: str, metadata: dict[str, A
         path: The table's folder; made where it is missing.
         what: Named in the progress.
         metadata: JSON that becomes the commit's `userMetadata`, atomic with the rows.
+        compression: Codec of the files; Spark's own by default.
 
     Returns:
         The Snapshot of the new version, with the count and the sum of `row_id` observed while writing.
@@ -37,6 +45,8 @@ def write_table(rows: DataFrame, path: Path, *, what: str, metadata: dict[str, A
     writer = rows.write.format("delta").mode("overwrite").option("overwriteSchema", "true")
     if metadata is not None:
         writer = writer.option("userMetadata", json.dumps(metadata))
+    if compression is not None:
+        writer = writer.option("compression", compression)
     with spark_progress(rows.sparkSession, what):
         writer.save(str(path))
     snapshot = Snapshot.open(path, row_id_sum=int(seen.get["row_id_sum"] or 0))

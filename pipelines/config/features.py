@@ -173,6 +173,10 @@ class Layout(Section):
     shard_mb: Annotated[float, Field(gt=0)] = Field(
         default=16.0, description="Size of a file, which is one row group, in MB of raw column data."
     )
+    compression: Literal["lz4_raw", "snappy", "zstd", "uncompressed"] = Field(
+        default="lz4_raw",
+        description="Codec of the files. lz4_raw is read fastest; Spark before 3.5 reads only the others, zstd is smallest.",
+    )
 
 
 class Features(Section):

@@ -73,6 +73,7 @@ def _write_split(rows: DataFrame, split: str, fitted: Fit, contract: Contract, c
         table_path(config.workload, f"features/{split}"),
         what=f"features: write {split}",
         metadata={CONTRACT_KEY: contract.model_dump(mode="json")},
+        compression=config.features.layout.compression,
     )
 
 

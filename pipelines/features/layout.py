@@ -29,6 +29,7 @@ def rewrite(
     fill: Mapping[str, float] | None = None,
     pad: Mapping[str, int] | None = None,
     shard_mb: float = 16.0,
+    compression: str = "lz4_raw",
     seed: int = 0,
 ) -> Snapshot:
     """Write the rows of `source` to `target`.
@@ -45,6 +46,7 @@ def rewrite(
         fill: What stands in for nulls, by column.
         pad: Lengths to which lists are filled up with zeros, by column.
         shard_mb: Size of a file in MB of raw column data.
+        compression: Codec of the files.
         seed: Of the order of rows.
 
     Raises:
@@ -61,7 +63,7 @@ def rewrite(
     )
     row_bytes, num_rows = _check(plain, source)
     laid_out = lay_out(plain, num_rows * row_bytes, shard_mb=shard_mb, seed=seed)
-    return write_table(laid_out, target, what=f"layout: write {target}")
+    return write_table(laid_out, target, what=f"layout: write {target}", compression=compression)
 
 
 def lay_out(rows: DataFrame, raw_bytes: int, *, shard_mb: float, seed: int) -> DataFrame:

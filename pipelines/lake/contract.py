@@ -47,6 +47,11 @@ class Column(Frozen):
         """Raw bytes of one row's value."""
         return self.width * np.dtype(self.dtype).itemsize
 
+    @property
+    def scaled_bytes_per_row(self) -> int:
+        """The same once pixels are float32."""
+        return self.bytes_per_row * (4 if self.kind == "image" and self.dtype == "uint8" else 1)
+
 
 class LabelSpec(Frozen):
     """What the label means.

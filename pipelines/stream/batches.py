@@ -7,7 +7,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pipelines.errors import DataError
-from pipelines.lake import Column
+from pipelines.lake import ROW_ID, Column
 from pipelines.stream.forecast import Blocks
 from pipelines.stream.plan import EpochPlan, Indices, pieces
 from pipelines.stream.reader import Arrays, empty_arrays
@@ -24,6 +24,7 @@ from pipelines.stream.times import LoaderTimes
 from pipelines.stream.windows import Windows
 
 CLOSE_TIMEOUT_S = 10.0
+Transform = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class BatchReader:
         columns: Columns to read.
         lanes: The rank's lanes.
         blocks: How many batches are made at a time, and ahead.
+        transform: What is done to the tensors of a block, all rows at once.
         pin: Page-locked tensors, for asynchronous copies to a GPU.
         timeout_s: The longest wait for a batch.
         times: Where the threads' time is noted.
@@ -71,13 +73,15 @@ class BatchReader:
         lanes: Sequence[int],
         blocks: Blocks,
         *,
+        transform: Transform | None,
         pin: bool,
         timeout_s: float,
         times: LoaderTimes,
     ) -> None:
         self.epoch, self.step = windows.epoch, windows.step
         self._windows, self._columns, self._lanes = windows, list(columns), list(lanes)
-        self._block_steps, self._pin, self._timeout_s, self._times = blocks.steps, pin, timeout_s, times
+        self._block_steps, self._transform, self._pin = blocks.steps, transform, pin
+        self._timeout_s, self._times = timeout_s, times
         self._blocks: queue.Queue[_Block | Exception] = queue.Queue(maxsize=blocks.queued)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._produce, name="lanes", daemon=True)
@@ -167,10 +171,26 @@ class BatchReader:
         return flat, sizes.sum(axis=1).tolist()
 
     def _collate(self, arrays: Arrays, first: int, sizes: list[int]) -> "_Block":
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        tensors = transformed({name: torch.from_numpy(array) for name, array in arrays.items()}, self._transform)
         if self._pin:
             tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
         return _Block(first, sizes, {name: torch.split(tensor, sizes) for name, tensor in tensors.items()})
+
+
+def transformed(tensors: dict[str, Tensor], transform: Transform | None) -> dict[str, Tensor]:
+    """What `transform` makes of all columns but `row_id`, which comes along as it is.
+
+    Raises:
+        DataError: Rows were lost or added.
+    """
+    if transform is None:
+        return tensors
+    row_ids = tensors[ROW_ID]
+    made = transform({name: tensor for name, tensor in tensors.items() if name != ROW_ID})
+    for name, tensor in made.items():
+        if len(tensor) != len(row_ids):
+            raise DataError(f"transform: {name!r}: wanted {len(row_ids):,} rows, as given, seen {len(tensor):,}")
+    return {ROW_ID: row_ids, **made}
 
 
 def _ranges(starts: Indices, sizes: Indices) -> Indices:

@@ -8,7 +8,15 @@ from pipelines.lake import Column, File, Snapshot
 from pipelines.stream.plan import EpochPlan, assign_lanes, most_rows, needed_steps
 from pipelines.stream.shards import Shard, shards_of
 
-BLOCK_BYTES, QUEUED_BLOCKS = 4 << 20, 16
+BLOCK_BYTES, QUEUED_BLOCKS = 8 << 20, 16
+
+
+@dataclass(frozen=True)
+class RowBytes:
+    """Of a row's columns as they are read, and in a batch."""
+
+    read: int
+    made: int
 
 
 @dataclass(frozen=True)
@@ -26,12 +34,12 @@ class Blocks:
     queued: int
 
     @classmethod
-    def of(cls, plan: EpochPlan, *, num_lanes: int, row_bytes: int, prefetch_mb: int) -> "Blocks":
+    def of(cls, plan: EpochPlan, row: RowBytes, *, num_lanes: int, prefetch_mb: int) -> "Blocks":
         """For a rank that reads `num_lanes` lanes; half of `prefetch_mb` is for blocks."""
-        batch_bytes = max(1, plan.lane_batch * num_lanes * row_bytes)
-        steps = max(1, BLOCK_BYTES // batch_bytes)
-        ahead = prefetch_mb * 500_000 // (steps * batch_bytes)
-        return cls(steps, steps * batch_bytes, queued=min(max(1, ahead), QUEUED_BLOCKS))
+        batch_rows = max(1, plan.lane_batch * num_lanes)
+        steps = max(1, BLOCK_BYTES // (batch_rows * max(1, row.read)))
+        block_bytes = steps * batch_rows * max(1, row.made)
+        return cls(steps, block_bytes, queued=min(max(1, prefetch_mb * 500_000 // block_bytes), QUEUED_BLOCKS))
 
 
 @dataclass(frozen=True)
@@ -77,11 +85,9 @@ def forecast(snapshot: Snapshot, columns: tuple[Column, ...], train: Train, *, s
     plan = EpochPlan(
         tuple(shard.rows for shard in shards), train.num_lanes, train.batch_size, train.window, seed=seed, epoch=0
     )
-    row_bytes = sum(column.bytes_per_row for column in columns)
+    row = RowBytes(sum(c.bytes_per_row for c in columns), made=sum(c.scaled_bytes_per_row for c in columns))
     stored = dict(zip(snapshot.paths(), snapshot.files, strict=True))
-    ranks = tuple(
-        _of_rank(plan, lanes, shards, stored, row_bytes, train) for lanes in assign_lanes(plan.lanes, train.ranks)
-    )
+    ranks = tuple(_of_rank(plan, lanes, shards, stored, row, train) for lanes in assign_lanes(plan.lanes, train.ranks))
     sizes = [end - start for start, end in map(plan.lane_range, range(plan.lanes))]
     return Forecast(
         rows=plan.rows,
@@ -89,12 +95,12 @@ def forecast(snapshot: Snapshot, columns: tuple[Column, ...], train: Train, *, s
         lane_rows=(min(sizes), max(sizes)),
         ranks=ranks,
         imbalance=max(rank.rows for rank in ranks) * len(ranks) / max(plan.rows, 1),
-        largest_row_group=max((shard.rows for shard in shards), default=0) * row_bytes,
+        largest_row_group=max((shard.rows for shard in shards), default=0) * row.read,
     )
 
 
 def _of_rank(
-    plan: EpochPlan, lanes: range, shards: list[Shard], stored: dict[Path, File], row_bytes: int, train: Train
+    plan: EpochPlan, lanes: range, shards: list[Shard], stored: dict[Path, File], row: RowBytes, train: Train
 ) -> RankForecast:
     needed = needed_steps(plan, lanes)
     touched = [shards[shard] for window in needed for shard in plan.window_shards(window)]
@@ -104,9 +110,9 @@ def _of_rank(
         files=len({shard.path for shard in touched}),
         row_groups=len(touched),
         rows=rows,
-        bytes=rows * row_bytes,
+        bytes=rows * row.read,
         read_bytes=sum(_stored_bytes(stored[shard.path], shard) for shard in touched),
-        held_bytes=_held_bytes(plan, needed, row_bytes, len(lanes), train),
+        held_bytes=_held_bytes(plan, needed, row, len(lanes), train),
     )
 
 
@@ -117,13 +123,13 @@ def _stored_bytes(file: File, shard: Shard) -> int:
 
 
 def _held_bytes(
-    plan: EpochPlan, needed: dict[int, tuple[int, int]], row_bytes: int, num_lanes: int, train: Train
+    plan: EpochPlan, needed: dict[int, tuple[int, int]], row: RowBytes, num_lanes: int, train: Train
 ) -> int:
     """Windows in use and ahead, what is being decoded, and batches made ahead, at the worst step."""
-    sizes = [plan.window_len(window) * row_bytes for window in needed]
+    sizes = [plan.window_len(window) * row.read for window in needed]
     ahead = max(train.prefetch_mb * 500_000, max(sizes, default=0))
-    windows = min(most_rows(plan, needed) * row_bytes + ahead, 2 * sum(sizes))  # of this epoch and of the next
-    decoding = 2 * max(plan.shard_rows, default=0) * row_bytes * train.read_threads  # as Arrow's, and as stored
-    blocks = Blocks.of(plan, num_lanes=num_lanes, row_bytes=row_bytes, prefetch_mb=train.prefetch_mb)
+    windows = min(most_rows(plan, needed) * row.read + ahead, 2 * sum(sizes))  # of this epoch and of the next
+    decoding = 2 * max(plan.shard_rows, default=0) * row.read * train.read_threads  # as Arrow's, and as stored
+    blocks = Blocks.of(plan, row, num_lanes=num_lanes, prefetch_mb=train.prefetch_mb)
     made = (blocks.queued + 2) * blocks.bytes  # one is made, one is taken
-    return windows + decoding + min(made, 2 * sum(sizes))
+    return windows + decoding + min(made, 2 * sum(sizes) * row.made // max(1, row.read))

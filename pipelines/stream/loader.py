@@ -19,14 +19,15 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from pipelines.config.learning import default_lanes
 from pipelines.errors import DataError
 from pipelines.lake import Snapshot
 from pipelines.lake.columns import columns_of
-from pipelines.stream.batches import Batch, BatchReader
-from pipelines.stream.forecast import Blocks
+from pipelines.stream.batches import Batch, BatchReader, Transform, transformed
+from pipelines.stream.forecast import Blocks, RowBytes
 from pipelines.stream.plan import EpochPlan, assign_lanes
 from pipelines.stream.shards import shards_of
 from pipelines.stream.times import LoaderTimes
@@ -53,6 +54,8 @@ class LaneLoader:
         epochs: How many will be asked for; the next one is read ahead while one ends. None: no end.
         prefetch_mb: Memory for batches made ahead and windows read ahead of their turn.
         read_threads: Threads that read shards side by side.
+        transform: Takes and gives tensors by column name, all but `row_id`; called from the reading thread with the
+            rows of several batches at once, of which it must keep number and order, and treat each by itself.
         pin: Page-locked tensors, for asynchronous copies to a GPU.
         timeout_s: The longest wait for a batch.
 
@@ -76,6 +79,7 @@ class LaneLoader:
         epochs: int | None = None,
         prefetch_mb: int = 64,
         read_threads: int = 2,
+        transform: Transform | None = None,
         pin: bool = False,
         timeout_s: float = 300.0,
     ) -> None:
@@ -87,7 +91,7 @@ class LaneLoader:
         self._order: dict[str, Any] = {"batch_size": batch_size, "window": window, "seed": seed, "shuffle": shuffle}
         self.assignment = assign_lanes(self.lanes, self.world_size)
         self._epochs, self._prefetch_mb, self._read_threads = epochs, prefetch_mb, read_threads
-        self._pin, self._timeout_s = pin, timeout_s
+        self._transform, self._pin, self._timeout_s = transform, pin, timeout_s
         self.epoch, self.step = 0, 0
         self.times = LoaderTimes()
         self._reader: BatchReader | None = None
@@ -210,12 +214,22 @@ class LaneLoader:
             threads=self._read_threads,
             times=self.times,
         )
-        blocks = Blocks.of(
-            self.plan(epoch), num_lanes=len(lanes), row_bytes=windows.row_bytes, prefetch_mb=self._prefetch_mb
-        )
+        row = RowBytes(windows.row_bytes, made=self._made_row_bytes())
         return BatchReader(
-            windows, self.columns, lanes, blocks, pin=self._pin, timeout_s=self._timeout_s, times=self.times
+            windows,
+            self.columns,
+            lanes,
+            Blocks.of(self.plan(epoch), row, num_lanes=len(lanes), prefetch_mb=self._prefetch_mb),
+            transform=self._transform,
+            pin=self._pin,
+            timeout_s=self._timeout_s,
+            times=self.times,
         )
+
+    def _made_row_bytes(self) -> int:
+        """Of a row in a batch, found with one of zeros."""
+        zeros = {c.name: torch.zeros((1, *c.shape), dtype=getattr(torch, c.dtype)) for c in self.columns}
+        return sum(tensor.nbytes for tensor in transformed(zeros, self._transform).values())
 
 
 def _rank(rank: int | None) -> int:

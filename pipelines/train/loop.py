@@ -231,9 +231,14 @@ class Trainer:
             self.schedule.step()
 
     def _on_device(self, batch: Batch) -> dict[str, Tensor]:
+        if self.device.type == "cpu":
+            return batch.tensors
         return {
             name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.tensors.items() if name != ROW_ID
         }
+
+    def _scaled(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return tensors | {c.name: scaled(c, tensors[c.name]) for c in self.contract.inputs}
 
     def _forward(self, network: nn.Module, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Outputs of shape (B, K) and the sum of the rows' losses, shape ()."""
@@ -272,6 +277,7 @@ class Trainer:
             epochs=epochs,
             prefetch_mb=self.train.prefetch_mb,
             read_threads=self.train.read_threads,
+            transform=self._scaled if self.device.type == "cpu" else None,  # a GPU scales what comes to it as bytes
             pin=self.device.type == "cuda",
             timeout_s=self.train.timeout_s,
         )

@@ -216,6 +216,16 @@ def test_the_tables_are_written_for_training(
     assert abs(np.corrcoef(order, np.arange(len(order)))[0, 1]) < 0.2, "rows are pre-shuffled"
 
 
+@pytest.mark.parametrize(("overrides", "codec"), [((), "LZ4"), (("features.layout.compression=zstd",), "ZSTD")])
+def test_the_files_are_packed_as_the_layout_says(
+    spark: SparkSession, lake: Path, workload: Workload, rows_csv: Rows, overrides: tuple[str, ...], codec: str
+) -> None:
+    receipts = run(workload(rows_csv(200)), "ingest", "features", overrides=overrides)
+    snapshot, _ = features_of(spark, receipts, "train")
+    group = pq.read_metadata(snapshot.paths()[0]).row_group(0)
+    assert {group.column(number).compression for number in range(group.num_columns)} == {codec}
+
+
 def test_the_same_rows_give_the_same_tables(
     spark: SparkSession, lake: Path, workload: Workload, rows_csv: Rows
 ) -> None:

@@ -169,6 +169,30 @@ def test_chosen_columns(snapshot: Snapshot) -> None:
         LaneLoader(snapshot, 16, columns=["labl"])
 
 
+def test_a_transform_is_applied_before_a_batch_is_handed_out(snapshot: Snapshot) -> None:
+    threads = set()
+
+    def twice(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        threads.add(threading.current_thread().name)
+        return {"both": torch.cat([tensors["dense"], tensors["dense"]], dim=1), "label": tensors["label"]}
+
+    with LaneLoader(snapshot, 12, rank=0, world_size=1, epochs=1, transform=twice) as loader:
+        made = list(loader)
+    with LaneLoader(snapshot, 12, rank=0, world_size=1, epochs=1) as loader:
+        plain = list(loader)
+    assert threads - {threading.current_thread().name}, "the rows are prepared by another thread"
+    assert [list(batch.tensors) for batch in made[:1]] == [["row_id", "both", "label"]]
+    for ours, theirs in zip(made, plain, strict=True):
+        assert torch.equal(ours.tensors["row_id"], theirs.tensors["row_id"])
+        assert torch.equal(ours.tensors["both"], theirs.tensors["dense"].repeat(1, 2))
+
+
+def test_a_transform_that_loses_rows_is_refused(snapshot: Snapshot) -> None:
+    loader = LaneLoader(snapshot, 12, rank=0, world_size=1, transform=lambda tensors: {"label": tensors["label"][1:]})
+    with pytest.raises(DataError, match=r"transform: 'label': wanted 1 rows, as given, seen 0"):
+        next(iter(loader))
+
+
 def test_a_rank_without_rows_gets_one_row_of_zeros(tmp_path: Path) -> None:
     snapshot = feature_table(tmp_path / "t", [2], contract_of(DENSE))
     steps = batches(snapshot, 4, lanes=4, batch_size=4)
