@@ -1,6 +1,6 @@
 """What reading a feature table costs, by the codec of its files: the images of mnist_softmax, one thread.
 
-    python -m benchmarks.codecs
+python -m benchmarks.codecs
 """
 
 import os
