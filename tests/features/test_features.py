@@ -15,6 +15,7 @@ from pipelines.errors import DataError
 from pipelines.features.apply import transform
 from pipelines.features.fitted import FittedFeatures
 from pipelines.features.split import with_split
+from pipelines.lake import Snapshot
 from pipelines.stream.reader import read_shards
 from pipelines.stream.shards import shards_of
 from tests.stages import features_of, run
@@ -190,13 +191,19 @@ def test_splits_by_hash_stay_when_rows_arrive(
     assert 0.4 < list(two.values()).count("train") / 800 < 0.6
 
 
+def codecs(snapshot: Snapshot) -> set[str]:
+    group = pq.read_metadata(snapshot.paths()[0]).row_group(0)
+    return {group.column(number).compression for number in range(group.num_columns)}
+
+
 def test_the_tables_are_written_for_training(
     spark: SparkSession, lake: Path, workload: Workload, rows_csv: Rows
 ) -> None:
     path = workload(
         rows_csv(600), split={"hash": {"shares": {"train": 0.6, "test": 0.4}}, "validation": {"share": 0.2}}
     )
-    receipts = run(path, "ingest", "features", overrides=("features.layout.shard_mb=0.004",))
+    layout = ("features.layout.shard_mb=0.004", "features.layout.compression=zstd")
+    receipts = run(path, "ingest", "features", overrides=layout)
     total, everything = 0, set()
     for split in ("train", "validation", "test"):
         snapshot, rows = features_of(spark, receipts, split)
@@ -211,19 +218,10 @@ def test_the_tables_are_written_for_training(
     assert total == 600 == len(everything), "each row in one split"
     snapshot, _ = features_of(spark, receipts, "train")
     assert len(snapshot.files) >= 2 and all(len(file.row_groups) == 1 for file in snapshot.files)
+    assert codecs(snapshot) == {"ZSTD"}
     lines = {r["row_id"]: r["_line"] for r in spark.read.format("delta").load(str(lake / "tables/tiny/raw")).collect()}
     order = [lines[i] for path in snapshot.paths() for i in pq.read_table(path).column("row_id").to_pylist()]
     assert abs(np.corrcoef(order, np.arange(len(order)))[0, 1]) < 0.2, "rows are pre-shuffled"
-
-
-@pytest.mark.parametrize(("overrides", "codec"), [((), "LZ4"), (("features.layout.compression=zstd",), "ZSTD")])
-def test_the_files_are_packed_as_the_layout_says(
-    spark: SparkSession, lake: Path, workload: Workload, rows_csv: Rows, overrides: tuple[str, ...], codec: str
-) -> None:
-    receipts = run(workload(rows_csv(200)), "ingest", "features", overrides=overrides)
-    snapshot, _ = features_of(spark, receipts, "train")
-    group = pq.read_metadata(snapshot.paths()[0]).row_group(0)
-    assert {group.column(number).compression for number in range(group.num_columns)} == {codec}
 
 
 def test_the_same_rows_give_the_same_tables(
@@ -237,6 +235,7 @@ def test_the_same_rows_give_the_same_tables(
     for split in ("train", "test"):
         a, b = (r.result["snapshots"][split] for r in (first, second))
         assert a["row_id_sum"] == b["row_id_sum"] and b["version"] == a["version"] + 1
+        assert codecs(Snapshot.model_validate(b)) == {"LZ4"}
 
 
 def test_two_rows_with_one_key(spark: SparkSession, lake: Path, workload: Workload) -> None:
