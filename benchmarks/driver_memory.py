@@ -2,24 +2,31 @@
 
     python -m benchmarks.driver_memory
 
-Each size runs in a process of its own, with all stages; at the end the JVM's heap after a collection and the Python
-process's peak are read. In local mode the executors are in the driver's JVM, so what they keep counts as well.
+Each size runs in a process of its own, with all stages; at the end the JVM's heap, once collections free no more, and
+the Python process's peak are read. In local mode the executors are in the driver's JVM, so what they keep counts as
+well.
 """
 
 import json
+import math
 import os
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from benchmarks.report import Figure, at_most, report, use_lake
 
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
 SIZES = (100_000, 1_000_000)
 BOUND = 1.1
+SETTLED = 5  # collections that free nothing more
 NUMBERS = [f"n{i}" for i in range(8)]
 
 
@@ -50,6 +57,23 @@ def workload(lake: Path, name: str) -> Path:
     return path
 
 
+def settled_heap(spark: "SparkSession") -> int:
+    """Bytes in use once collections free no more.
+
+    One collection is not enough: Spark's cleaner lets go of broadcasts and shuffles only after the collection that
+    found them unreachable, and what they held is freed by a later one.
+    """
+    java: Any = spark.sparkContext._jvm.java.lang  # type: ignore[union-attr]
+    runtime = java.Runtime.getRuntime()
+    seen: list[int] = []
+    while len(seen) < SETTLED or min(seen[:-SETTLED], default=math.inf) > 1.01 * min(seen[-SETTLED:]):
+        java.System.gc()
+        time.sleep(1)
+        seen.append(runtime.totalMemory() - runtime.freeMemory())
+        print(f"heap after collection {len(seen)}: {seen[-1] / 1e6:.1f} MB", file=sys.stderr)
+    return min(seen)
+
+
 def measure(rows: int) -> None:
     """Run the chain on `rows` rows and print the figures as JSON, in the last line."""
     lake = use_lake("driver_memory")
@@ -71,10 +95,7 @@ def measure(rows: int) -> None:
     for receipt in runs_path(name).glob("*.json"):
         receipt.unlink()
     run_stages(config, declared(config))
-    runtime: Any = spark.sparkContext._jvm.java.lang  # type: ignore[union-attr]
-    for _ in range(3):
-        runtime.System.gc()
-    heap = runtime.Runtime.getRuntime().totalMemory() - runtime.Runtime.getRuntime().freeMemory()
+    heap = settled_heap(spark)
     stop_session()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"heap_mb": heap / 1e6, "python_peak_mb": peak / 1e6}))

@@ -190,7 +190,7 @@ def transformed(tensors: dict[str, Tensor], transform: Transform | None) -> dict
     for name, tensor in made.items():
         if len(tensor) != len(row_ids):
             raise DataError(f"transform: {name!r}: wanted {len(row_ids):,} rows, as given, seen {len(tensor):,}")
-    return {ROW_ID: row_ids, **made}
+    return {ROW_ID: row_ids} | {name: tensor for name, tensor in made.items() if name != ROW_ID}
 
 
 def _ranges(starts: Indices, sizes: Indices) -> Indices:

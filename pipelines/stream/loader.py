@@ -55,7 +55,8 @@ class LaneLoader:
         prefetch_mb: Memory for batches made ahead and windows read ahead of their turn.
         read_threads: Threads that read shards side by side.
         transform: Takes and gives tensors by column name, all but `row_id`; called from the reading thread with the
-            rows of several batches at once, of which it must keep number and order, and treat each by itself.
+            rows of several batches at once, of which it must keep number and order, and treat each by itself; once,
+            to learn its size, with a row of zeros.
         pin: Page-locked tensors, for asynchronous copies to a GPU.
         timeout_s: The longest wait for a batch.
 

@@ -22,7 +22,8 @@ def make_optimizer(train: Train, network: nn.Module) -> Optimizer:
     """
     cls: Any = getattr(torch.optim, train.optimizer.name)
     params = dict(train.optimizer.params)
-    if train.optimizer.name in _ONE_KERNEL and not _LOOPS & params.keys():
+    is_real = all(parameter.is_floating_point() for parameter in network.parameters())  # the kernel takes no others
+    if train.optimizer.name in _ONE_KERNEL and is_real and not _LOOPS & params.keys():
         params["fused"] = True
     try:
         optimizer: Optimizer = cls(network.parameters(), lr=train.lr, **params)

@@ -174,7 +174,8 @@ def test_a_transform_is_applied_before_a_batch_is_handed_out(snapshot: Snapshot)
 
     def twice(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         threads.add(threading.current_thread().name)
-        return {"both": torch.cat([tensors["dense"], tensors["dense"]], dim=1), "label": tensors["label"]}
+        both = torch.cat([tensors["dense"], tensors["dense"]], dim=1)
+        return {"both": both, "label": tensors["label"], "row_id": torch.zeros_like(tensors["label"])}
 
     with LaneLoader(snapshot, 12, rank=0, world_size=1, epochs=1, transform=twice) as loader:
         made = list(loader)
