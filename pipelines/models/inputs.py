@@ -61,7 +61,8 @@ def scaled(column: Column, tensor: Tensor) -> Tensor:
     if column.kind != "image" or tensor.dtype != torch.uint8:
         return tensor
     low, high = column.scale
-    return torch.rsub(tensor, low, alpha=(low - high) / 255.0)  # low + pixels * (high - low) / 255, in one pass
+    pixels = tensor.float()
+    return torch.add(torch.full((), low, device=pixels.device), pixels, alpha=(high - low) / 255.0, out=pixels)
 
 
 def stack(widths: Sequence[int], dropout: float) -> nn.Sequential:
