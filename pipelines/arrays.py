@@ -26,7 +26,7 @@ def to_array(values: pa.Array | pa.ChunkedArray, column: Column, *, where: str) 
         DataError: It has nulls, another element type, or values of another length than the contract's.
     """
     where = f"{where}: column {column.name!r}"
-    array = _one_chunk(values)
+    array = one_chunk(values)
     if array.null_count:
         raise DataError(f"{where}: wanted no nulls, seen {array.null_count:,}")
     if not column.shape:
@@ -44,7 +44,7 @@ def to_array(values: pa.Array | pa.ChunkedArray, column: Column, *, where: str) 
 
 def to_padded(values: pa.Array | pa.ChunkedArray, column: Column, *, where: str) -> npt.NDArray[Any]:
     """Lists of any lengths as an array of shape (rows, longest), padded with zeros."""
-    array = _one_chunk(values)
+    array = one_chunk(values)
     _check_type(getattr(array.type, "value_type", None), column, f"{where}: column {column.name!r}")
     lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy()
     padded = np.zeros((len(array), max(1, int(lengths.max(initial=0)))), dtype=column.dtype)
@@ -52,7 +52,8 @@ def to_padded(values: pa.Array | pa.ChunkedArray, column: Column, *, where: str)
     return padded
 
 
-def _one_chunk(values: pa.Array | pa.ChunkedArray) -> pa.Array:
+def one_chunk(values: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """A column as one array."""
     if not isinstance(values, pa.ChunkedArray):
         return values
     if values.num_chunks == 1:

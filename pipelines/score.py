@@ -216,7 +216,7 @@ def _rows_to_score(spark: SparkSession, given: Given) -> tuple[DataFrame, int | 
 def _unseen(fitted: FittedFeatures) -> list[SparkColumn]:
     """For each vocabulary column, how many rows hold a value outside its vocabulary."""
     return [
-        F.count_if(F.col(group.name)[place] == 0).alias(f"unseen:{column.column}")
+        F.count_if(F.col(group.name)[place] == 0).alias(f"unseen:{column.name}")
         for group in fitted.inputs
         for place, column in enumerate(group.columns)
         if isinstance(column, FittedCategory) and column.values is not None

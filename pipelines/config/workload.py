@@ -111,7 +111,8 @@ class Config(Section):
         columns = list(self.source.columns)
         known_name("features.label.column: a column of the schema", self.features.label.column, columns)
         for name, group in self.features.inputs.items():
-            for column in group.columns:
+            against = [step.age.against for step in group.steps if step.age]
+            for column in (*group.columns, *against):
                 known_name(f"features.inputs.{name}.columns: a column of the schema", column, columns)
                 if column == self.features.label.column:
                     raise ValueError(f"features.inputs.{name}.columns: wanted inputs, seen the label {column!r}")
@@ -128,8 +129,12 @@ class Config(Section):
     def _check_type(name: str, column: str, dtype: str, group: Input) -> None:
         step_names = [step.name for step in group.steps]
         wanted: tuple[str, ...] = (*NUMERIC, "boolean")
-        if step_names and step_names[-1] in ("vocabulary", "hash"):
-            wanted = (*NUMERIC, "boolean", "string", "date")
+        if group.reads_values:
+            wanted = ("int", "bigint", "boolean", "string", "date")
+        elif step_names == ["missing_indicator"]:
+            wanted = (*NUMERIC, "boolean", "string", "date", "timestamp", "binary")
+        elif group.dates:
+            wanted = ("date", "timestamp")
         elif group.kind == "image":
             wanted = ("binary",)
         elif group.kind == "sparse":
@@ -141,6 +146,16 @@ class Config(Section):
                 f"features.inputs.{name}: column {column!r}: wanted type {' or '.join(wanted)} for steps {step_names}, "
                 f"seen {dtype}"
             )
+
+    @model_validator(mode="after")
+    def _targets(self) -> "Config":
+        kind = self.features.label.kind
+        for name, group in self.features.inputs.items():
+            if kind == "multiclass" and any(step.name == "target" for step in group.steps):
+                raise ValueError(
+                    f"features.inputs.{name}.steps: 'target' takes a binary or a real label, seen {kind}; use frequency"
+                )
+        return self
 
     @model_validator(mode="after")
     def _models(self) -> "Config":

@@ -1,30 +1,53 @@
 """Apply a FittedFeatures on Spark: column expressions, and a broadcast join a vocabulary. No Python rows."""
 
+import math
+from collections.abc import Callable, Sequence
+
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from pipelines.features.fitted import FittedCategory, FittedFeatures, FittedInput, FittedLabel, FittedNumber
+from pipelines.features.fitted import (
+    BETWEEN,
+    DAY_MICROS,
+    MISSING,
+    Clip,
+    DatePart,
+    DaysSince,
+    Fill,
+    FittedCategory,
+    FittedColumn,
+    FittedEncoding,
+    FittedFeatures,
+    FittedIndicator,
+    FittedInput,
+    FittedLabel,
+    FittedNumber,
+    Log1p,
+    NumberStep,
+    Scale,
+    SignedLog,
+)
 
-MISSING = "\x00"  # stands for null where values are compared; no text file holds it
 
-
-def transform(rows: DataFrame, fitted: FittedFeatures, *, keep: list[str]) -> DataFrame:
+def transform(rows: DataFrame, fitted: FittedFeatures, *, keep: list[str], out_of_fold: bool = False) -> DataFrame:
     """Feature columns for raw rows.
 
     Args:
         rows: With the source columns that the features name.
         fitted: The transform.
         keep: Columns of `rows` to pass through.
+        out_of_fold: The rows are those that the transform was fitted on, with their `row_id`: target encoding leaves
+            out the fold of each.
 
     Returns:
         `keep`, then the inputs in order. Sparse inputs are lists of their own lengths (see `pad_sparse`).
     """
     for fitted_input in fitted.inputs:
-        for column in fitted_input.columns:
-            if isinstance(column, FittedCategory) and column.values is not None:
-                rows = _join_ids(rows, fitted_input.name, column)
-    columns = [column for fitted_input in fitted.inputs for column in _input_columns(fitted_input)]
+        for place, column in enumerate(fitted_input.columns):
+            if isinstance(column, FittedEncoding) or (isinstance(column, FittedCategory) and column.values is not None):
+                rows = _join_values(rows, _joined_name(fitted_input, place), column, out_of_fold=out_of_fold)
+    columns = [column for fitted_input in fitted.inputs for column in _input_columns(rows, fitted_input)]
     return rows.select(*keep, *columns)
 
 
@@ -52,64 +75,147 @@ def pad_sparse(rows: DataFrame, widths: dict[str, int]) -> DataFrame:
     return rows
 
 
-def number(column: FittedNumber) -> Column:
-    """A number as the float (double precision) that its fitted steps give."""
-    value = F.coalesce(F.col(column.column).cast("double"), F.lit(0.0 if column.fill is None else column.fill))
-    if column.log1p:
-        value = F.log1p(F.greatest(value, F.lit(0.0)))
-    return (value - F.lit(column.shift)) * F.lit(column.scale) if (column.shift, column.scale) != (0.0, 1.0) else value
+def number(column: str, of_date: DatePart | DaysSince | None = None) -> Column:
+    """A number in double precision, or that of a date; null where it is missing or NaN."""
+    match of_date:
+        case DatePart(part=part, wave=wave):
+            value = _PARTS[part](F.col(column)).cast("double")
+            if wave is None:
+                return value
+            angle = value * F.lit(2 * math.pi / of_date.period)
+            return F.sin(angle) if wave == "sin" else F.cos(angle)
+        case DaysSince(other=other):
+            micros = [F.unix_micros(F.col(name).cast("timestamp")) for name in (column, other)]
+            return (micros[0] - micros[1]).cast("double") / F.lit(DAY_MICROS)
+        case None:
+            return F.nanvl(F.col(column).cast("double"), F.lit(None).cast("double"))
 
 
-def bucket(column: FittedNumber) -> Column:
-    """A number as the index of its bucket."""
+_PARTS: dict[str, Callable[[Column], Column]] = {
+    "year": F.year,
+    "quarter": F.quarter,
+    "month": F.month,
+    "week": F.weekofyear,
+    "day": F.dayofmonth,
+    "day_of_week": lambda date: F.weekday(date) + 1,
+    "day_of_year": F.dayofyear,
+    "hour": F.hour,
+    "minute": F.minute,
+}
+
+
+def stepped_column(steps: Sequence[NumberStep], value: Column) -> Column:
+    """What the steps make of a number; null stays null until it is filled."""
+    for step in steps:
+        match step:
+            case Fill():
+                value = F.coalesce(value, F.lit(step.value))
+            case Log1p():
+                value = F.log1p(F.when(value < 0, F.lit(0.0)).otherwise(value))
+            case SignedLog():
+                value = F.signum(value) * F.log1p(F.abs(value))
+            case Clip():
+                if step.low is not None:
+                    value = F.when(value < step.low, F.lit(step.low)).otherwise(value)
+                if step.high is not None:
+                    value = F.when(value > step.high, F.lit(step.high)).otherwise(value)
+            case Scale():
+                value = (value - F.lit(step.shift)) * F.lit(step.factor)
+    return value
+
+
+def category_text(columns: Sequence[str]) -> Column:
+    """A value as it is counted: its text, null where it is missing; several columns as one text."""
+    if len(columns) == 1:
+        return F.col(columns[0]).cast("string")
+    texts = [F.coalesce(F.col(column).cast("string"), F.lit(MISSING)) for column in columns]
+    return F.concat_ws(BETWEEN, *texts)
+
+
+def fold(folds: int, seed: int) -> Column:
+    """The fold of a row, by a hash of its `row_id`."""
+    return F.pmod(F.xxhash64("row_id", F.lit(f"fold:{seed}")), F.lit(folds)).cast("int")
+
+
+def _is_missing(rows: DataFrame, column: str) -> Column:
+    is_float = rows.schema[column].dataType.simpleString() in ("float", "double")
+    return (number(column) if is_float else F.col(column)).isNull()
+
+
+def _bucket(column: FittedNumber) -> Column:
     splits = column.splits or ()
-    value: Column = F.col(column.column).cast("double")
-    if column.fill is not None:
-        value = F.coalesce(value, F.lit(column.fill))
-    if column.log1p:
-        value = F.log1p(F.greatest(value, F.lit(0.0)))
+    value = stepped_column(column.steps, number(column.column, column.of_date))
     index = F.lit(0)
     for split in splits:
         index = index + (value >= F.lit(split)).cast("int")
-    return F.coalesce(index, F.lit(len(splits) + 1))
+    return F.when(value.isNull(), F.lit(len(splits) + 1)).otherwise(index)
 
 
-def _id_name(name: str, column: str) -> str:
-    return f"_id_{name}_{column}"
+def _joined_name(fitted_input: FittedInput, place: int) -> str:
+    return f"_joined_{fitted_input.name}_{place}"
 
 
-def _join_ids(rows: DataFrame, name: str, column: FittedCategory) -> DataFrame:
-    key, number_name = f"_key_{name}_{column.column}", _id_name(name, column.column)
+def _key(column: FittedCategory | FittedEncoding) -> Column:
+    columns = (column.column,) if isinstance(column.column, str) else column.column
+    return F.coalesce(category_text(columns), F.lit(MISSING))
+
+
+def _join_values(
+    rows: DataFrame, name: str, column: FittedCategory | FittedEncoding, *, out_of_fold: bool
+) -> DataFrame:
+    """`rows` with what the fitted values give, null for others."""
+    key = f"_key{name}"
     values = [MISSING if value is None else value for value in column.values or ()]
-    ids = {key: pa.array(values, pa.string()), number_name: pa.array(range(1, len(values) + 1), pa.int64())}
-    table = rows.sparkSession.createDataFrame(pa.table(ids))
-    keyed = rows.withColumn(key, F.coalesce(F.col(column.column).cast("string"), F.lit(MISSING)))
-    return keyed.join(F.broadcast(table), on=key, how="left").drop(key)
+    given: pa.Array
+    if isinstance(column, FittedCategory):
+        given = pa.array(range(1, len(values) + 1), pa.int64())
+    elif out_of_fold and column.folds:
+        given = pa.array(list(map(list, zip(*column.folds, strict=True))), pa.list_(pa.float64()))
+    else:
+        given = pa.array(column.numbers, pa.float64())
+    table = rows.sparkSession.createDataFrame(pa.table({key: pa.array(values, pa.string()), name: given}))
+    joined = rows.withColumn(key, _key(column)).join(F.broadcast(table), on=key, how="left").drop(key)
+    if isinstance(column, FittedCategory):
+        return joined
+    if not (out_of_fold and column.folds):
+        return joined.withColumn(name, F.coalesce(name, F.lit(column.other)))
+    part = fold(len(column.folds), column.seed)
+    others = F.array(*[F.lit(other) for other in column.fold_others])
+    return joined.withColumn(name, F.coalesce(F.get(name, part), F.get(others, part)))
 
 
-def _category(name: str, column: FittedCategory) -> Column:
+def _category(column: FittedCategory, joined: str) -> Column:
     if column.values is not None:
-        return F.coalesce(F.col(_id_name(name, column.column)), F.lit(0))
-    text = F.coalesce(F.col(column.column).cast("string"), F.lit(MISSING))
-    return F.pmod(F.xxhash64(text, F.lit(column.seed)), F.lit(column.buckets))
+        return F.coalesce(F.col(joined), F.lit(0))
+    return F.pmod(F.xxhash64(_key(column), F.lit(column.seed)), F.lit(column.buckets))
 
 
-def _input_columns(fitted: FittedInput) -> list[Column]:
+def _input_columns(rows: DataFrame, fitted: FittedInput) -> list[Column]:
     if fitted.kind == "image":
         return [F.col(fitted.source).alias(fitted.name)]
     if fitted.kind == "sparse":
         ids = F.transform(F.col(f"{fitted.source}.ids"), lambda i: i.cast("bigint"))
         weights = F.transform(F.col(f"{fitted.source}.values"), lambda v: v.cast("float"))
         return [ids.alias(f"{fitted.name}_ids"), weights.alias(f"{fitted.name}_weights")]
-    if fitted.kind == "ids":
-        ids = F.array(
-            *[
-                (bucket(column) if isinstance(column, FittedNumber) else _category(fitted.name, column)).cast("bigint")
-                for column in fitted.columns
-            ]
-        )
-        return [ids.alias(fitted.name)]
     if fitted.source:
         return [F.transform(F.col(fitted.source), lambda x: x.cast("float")).alias(fitted.name)]
-    numbers = [number(column).cast("float") for column in fitted.columns if isinstance(column, FittedNumber)]
-    return [F.array(*numbers).alias(fitted.name)]
+    dtype = "bigint" if fitted.kind == "ids" else "float"
+    places = [
+        _place(rows, column, _joined_name(fitted, place)).cast(dtype) for place, column in enumerate(fitted.columns)
+    ]
+    return [F.array(*places).alias(fitted.name)]
+
+
+def _place(rows: DataFrame, column: FittedColumn, joined: str) -> Column:
+    """The value of one place of an input."""
+    match column:
+        case FittedNumber(splits=None):
+            return stepped_column(column.steps, number(column.column, column.of_date))
+        case FittedNumber():
+            return _bucket(column)
+        case FittedIndicator():
+            return _is_missing(rows, column.missing)
+        case FittedEncoding():
+            return F.col(joined)
+        case FittedCategory():
+            return _category(column, joined)

@@ -39,16 +39,19 @@ def build(given: Given) -> Made:
     snapshots = {split: _write_split(rows, split, fitted, contract, config) for split in config.split.names}
     path = table_path(config.workload, "features") / "fitted.json"
     write_json(path, fitted.fitted)
-    _report(given, fitted, snapshots)
+    passes = [*(["keys"] if config.source.key else []), *fitted.passes, *config.split.names]
+    _report(given, fitted, snapshots, passes)
     return Made(
         rows=sum(snapshot.rows for snapshot in snapshots.values()),
         result={
             "snapshots": {split: snapshot.model_dump(mode="json") for split, snapshot in snapshots.items()},
             "fitted": fitted.fitted.model_dump(mode="json"),
+            "input_reads": passes,
         },
         outputs=[str(file) for snapshot in snapshots.values() for file in snapshot.paths()],
         lines=[
             ", ".join(f"{split} {s.rows:,} rows in {len(s.files)} files" for split, s in snapshots.items()),
+            f"input read {len(passes)} times: {', '.join(passes)}",
             *fitted.notes,
         ],
     )
@@ -65,7 +68,9 @@ def _check_keys(rows: DataFrame, key: list[str]) -> None:
 
 def _write_split(rows: DataFrame, split: str, fitted: Fit, contract: Contract, config: Config) -> Snapshot:
     part = with_label(rows.where(F.col("_split") == split), fitted.fitted.label)
-    table = pad_sparse(transform(part, fitted.fitted, keep=["row_id", "label"]), fitted.sparse_widths)
+    table = pad_sparse(
+        transform(part, fitted.fitted, keep=["row_id", "label"], out_of_fold=split == "train"), fitted.sparse_widths
+    )
     table = table.select(*[column.name for column in contract.columns])
     raw_bytes = fitted.rows[split] * sum(column.bytes_per_row for column in contract.columns)
     return write_table(
@@ -77,9 +82,11 @@ def _write_split(rows: DataFrame, split: str, fitted: Fit, contract: Contract, c
     )
 
 
-def _report(given: Given, fitted: Fit, snapshots: dict[str, Snapshot]) -> None:
+def _report(given: Given, fitted: Fit, snapshots: dict[str, Snapshot], passes: list[str]) -> None:
     given.run.json("features.json", fitted.fitted.model_dump(mode="json"))
-    given.run.metrics({f"rows_{split}": snapshot.rows for split, snapshot in snapshots.items()})
+    given.run.metrics(
+        {f"rows_{split}": snapshot.rows for split, snapshot in snapshots.items()} | {"input_reads": len(passes)}
+    )
     given.run.params({f"input.{i.name}": i.kind for i in fitted.fitted.inputs})
     for split, snapshot in snapshots.items():
         given.run.dataset(snapshot, name=f"features_{split}", context=split)

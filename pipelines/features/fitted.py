@@ -1,32 +1,121 @@
 """FittedFeatures: the fitted transform as JSON, for MLlib, torch and serving alike."""
 
+import math
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.lake import Column, Contract, LabelSpec
 from pipelines.receipt import digest_of
+
+MISSING = "\x00"  # stands for null where values are compared; no text file holds it
+DAY_MICROS = 86_400_000_000.0
+BETWEEN = "\x1f"  # between the values of a cross
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Fill(_Frozen):
+    """A missing value becomes `value`."""
+
+    step: Literal["fill"] = "fill"
+    value: float
+
+
+class Log1p(_Frozen):
+    """log(1 + x), values below 0 as 0."""
+
+    step: Literal["log1p"] = "log1p"
+
+
+class SignedLog(_Frozen):
+    """sign(x) log(1 + |x|)."""
+
+    step: Literal["signed_log"] = "signed_log"
+
+
+class Clip(_Frozen):
+    """A value beyond a bound becomes the bound."""
+
+    step: Literal["clip"] = "clip"
+    low: float | None
+    high: float | None
+
+
+class Scale(_Frozen):
+    """(x - shift) * factor, with a factor of at least 0."""
+
+    step: Literal["scale"] = "scale"
+    shift: float
+    factor: float
+
+
+NumberStep = Annotated[Fill | Log1p | SignedLog | Clip | Scale, Field(discriminator="step")]
+
+
+class DatePart(_Frozen):
+    """A part of a date or timestamp in UTC, or the sine or cosine of its place in its cycle."""
+
+    reads: Literal["date_part"] = "date_part"
+    part: Literal["year", "quarter", "month", "week", "day", "day_of_week", "day_of_year", "hour", "minute"]
+    wave: Literal["sin", "cos"] | None = None
+
+    @property
+    def period(self) -> int:
+        """Length of the part's cycle."""
+        return CYCLES[self.part]
+
+
+class DaysSince(_Frozen):
+    """Days by which a date or timestamp is later than that of another column."""
+
+    reads: Literal["days_since"] = "days_since"
+    other: str
+
+
+CYCLES = {
+    "quarter": 4,
+    "month": 12,
+    "week": 53,
+    "day": 31,
+    "day_of_week": 7,
+    "day_of_year": 366,
+    "hour": 24,
+    "minute": 60,
+}
+
+
 class FittedNumber(_Frozen):
-    """How a number becomes a float or a bucket: fill, then log1p, then (x - shift) * scale or the bucket's index.
+    """How a number becomes a float, or the index of a bucket. Each step keeps the order of values.
+
+    NaN counts as missing.
 
     Attributes:
-        fill: What stands for a missing value, before log1p.
+        of_date: What number is made of a date; None where the column is a number.
+        steps: What is done, in order; a number that is no bucket has a Fill among them.
         splits: For ids, rising boundaries; bucket i holds [splits[i-1], splits[i]), missing is the last bucket.
     """
 
+    kind: Literal["number"] = "number"
     column: str
-    fill: float | None
-    log1p: bool = False
-    shift: float = 0.0
-    scale: float = 1.0
+    of_date: Annotated[DatePart | DaysSince, Field(discriminator="reads")] | None = None
+    steps: tuple[NumberStep, ...] = ()
     splits: tuple[float, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        """Names its place in the input."""
+        match self.of_date:
+            case DatePart(part=part, wave=wave):
+                return f"{self.column} {part}" + (f" {wave}" if wave else "")
+            case DaysSince(other=other):
+                return f"{self.column} since {other}"
+            case None:
+                return self.column
 
     @property
     def num_ids(self) -> int:
@@ -34,13 +123,35 @@ class FittedNumber(_Frozen):
         return len(self.splits or ()) + 2
 
 
-class FittedCategory(_Frozen):
-    """How a value becomes an id: its place in `values` from 1, 0 where it is not there; or a hash bucket."""
+class FittedIndicator(_Frozen):
+    """1.0 where the column is missing, else 0.0."""
 
-    column: str
+    kind: Literal["indicator"] = "indicator"
+    missing: str
+
+    @property
+    def name(self) -> str:
+        """Names its place in the input."""
+        return f"{self.missing} is missing"
+
+
+class FittedCategory(_Frozen):
+    """How a value becomes an id: its place in `values` from 1, 0 where it is not there; or a hash bucket.
+
+    Attributes:
+        column: The column, or all columns of a cross.
+    """
+
+    kind: Literal["category"] = "category"
+    column: str | tuple[str, ...]
     values: tuple[str | None, ...] | None = None
     buckets: int | None = None
     seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Names its place in the input."""
+        return _joined(self.column)
 
     @property
     def num_ids(self) -> int:
@@ -48,12 +159,68 @@ class FittedCategory(_Frozen):
         return self.buckets or len(self.values or ()) + 1
 
 
+class FittedEncoding(_Frozen):
+    """How a value becomes a number of its own.
+
+    Attributes:
+        column: The column, or all columns of a cross.
+        values: The values that have one.
+        numbers: It, for each of them.
+        other: For any other value.
+        folds: For target encoding, the numbers that the training rows of each fold take, likewise; a value that is
+            seen in its own fold only takes that fold's `other`.
+        fold_others: `other` for the training rows of each fold.
+        seed: Of the folds.
+    """
+
+    kind: Literal["encoding"] = "encoding"
+    column: str | tuple[str, ...]
+    values: tuple[str | None, ...]
+    numbers: tuple[float, ...]
+    other: float
+    folds: tuple[tuple[float, ...], ...] = ()
+    fold_others: tuple[float, ...] = ()
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Names its place in the input."""
+        return _joined(self.column)
+
+
+FittedColumn = Annotated[FittedNumber | FittedIndicator | FittedCategory | FittedEncoding, Field(discriminator="kind")]
+
+
+def _joined(column: str | tuple[str, ...]) -> str:
+    return column if isinstance(column, str) else " x ".join(column)
+
+
+def stepped(steps: Sequence[NumberStep], value: float | None) -> float | None:
+    """What the steps make of one value."""
+    for step in steps:
+        match step:
+            case Fill():
+                value = step.value if value is None else value
+            case _ if value is None:
+                pass
+            case Log1p():
+                value = math.log1p(max(value, 0.0))
+            case SignedLog():
+                value = math.copysign(math.log1p(abs(value)), value)
+            case Clip():
+                value = max(value, -math.inf if step.low is None else step.low)
+                value = min(value, math.inf if step.high is None else step.high)
+            case Scale():
+                value = (value - step.shift) * step.factor
+    return value
+
+
 class FittedInput(_Frozen):
     """One input: its columns in order, and for whole columns (image, vector, sparse) their dimensions."""
 
     name: str
     kind: Literal["dense", "ids", "image", "sparse"]
-    columns: tuple[FittedNumber | FittedCategory, ...] = ()
+    columns: tuple[FittedColumn, ...] = ()
     source: str = ""
     shape: tuple[int, ...] = ()
     scale: tuple[float, float] = (0.0, 1.0)
@@ -108,12 +275,12 @@ class Bundle(_Frozen):
 
 
 def _columns_of(fitted: FittedInput, width: int) -> list[Column]:
-    names = tuple(column.column for column in fitted.columns)
+    names = tuple(column.name for column in fitted.columns)
     if fitted.kind == "dense":
         shape = fitted.shape or (len(names),)
         return [Column(name=fitted.name, kind="dense", dtype="float32", shape=shape, names=names)]
     if fitted.kind == "ids":
-        sizes = tuple(column.num_ids for column in fitted.columns)
+        sizes = tuple(c.num_ids for c in fitted.columns if isinstance(c, FittedNumber | FittedCategory))
         return [Column(name=fitted.name, kind="ids", dtype="int64", shape=(len(names),), names=names, sizes=sizes)]
     if fitted.kind == "image":
         return [Column(name=fitted.name, kind="image", dtype="uint8", shape=fitted.shape, scale=fitted.scale)]

@@ -24,6 +24,11 @@ def with_split(rows: DataFrame, config: Config) -> DataFrame:
     return rows
 
 
+def in_train(value: Column) -> Column:
+    """`value` for the rows of the training split, null for others."""
+    return F.when(F.col("_split") == "train", value)
+
+
 def _place(entity: Column, seed: int, purpose: str) -> Column:
     """A number in [0, 2^20) by a hash of the entity, independent for each purpose."""
     return F.pmod(F.xxhash64(entity, F.lit(f"{purpose}:{seed}")), F.lit(_PLACES))

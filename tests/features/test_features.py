@@ -62,6 +62,11 @@ TRAIN = [
         (["impute_mean", "log1p"], [None, 2.0, -5.0], [math.log(5), math.log(3), 0.0]),
         (["impute_mean", "min_max"], [1.0, 8.0, None, 15.0], [0.0, 1.0, 3 / 7, 2.0]),
         ([{"impute_constant": {"value": 22}}, "min_max"], [1.0, 22.0], [0.0, 1.0]),
+        (["impute_most_frequent"], [None, 2.0], [1.0, 2.0]),
+        (["impute_mean", "signed_log"], [None, 2.0, -2.0, -0.0], [math.log(5), math.log(3), -math.log(3), 0.0]),
+        (["impute_mean", {"clip": {"low": 2, "high": 5}}], [1.0, 3.0, 9.0, None], [2.0, 3.0, 5.0, 4.0]),
+        (["impute_mean", {"clip": {"quantiles": [0, 0.5]}}, "min_max"], [-7.0, 3.0, 9.0], [0.0, 1.0, 1.0]),
+        (["impute_median", "robust_scale"], [3.0, 8.0, 1.0, None], [0.0, 5 / 7, -2 / 7, 0.0]),
     ],
 )
 def test_numbers(
@@ -79,6 +84,108 @@ def test_standardize_counts_imputed_rows_and_logarithms(spark: SparkSession, wor
     values = np.log1p([1.0, 3.0, 8.0, 3.0])
     got = applied(spark, fitted, [(a, None, None, 0) for a in (1.0, 3.0, 8.0, None)], "x")
     np.testing.assert_allclose([row[0] for row in got], (values - values.mean()) / values.std(), rtol=1e-5)
+
+
+def test_moments_behind_a_clip_at_quantiles(spark: SparkSession, workload: Workload) -> None:
+    rows = [(float(i), 0.0, "", 0, "train") for i in range(1000)] + [(1e12, 0.0, "", 0, "train")]
+    rows += [(None, 0.0, "", 0, "train")] * 9 + [(0.0, 0.0, "", 0, "test")]
+    steps = ["impute_median", {"clip": {"quantiles": [0.1, 0.9]}}, "log1p", "standardize"]
+    fitted, _ = fitted_on(spark, workload, rows, x={"columns": ["a"], "steps": steps})
+    values = np.log1p(np.clip([500.0] * 9 + [r[0] for r in rows if r[0] is not None and r[4] == "train"], 100, 900))
+    seen = [0.0, 100.0, 500.0, 1e12, None]
+    got = applied(spark, fitted, [(a, None, None, 0) for a in seen], "x")
+    wanted = np.log1p(np.clip([0.0, 100.0, 500.0, 1e12, 500.0], 100, 900))
+    np.testing.assert_allclose([row[0] for row in got], (wanted - values.mean()) / values.std(), rtol=1e-5)
+
+
+def test_missing_values_as_a_feature(spark: SparkSession, workload: Workload) -> None:
+    x = {"columns": ["a", "color"], "steps": ["missing_indicator"]}
+    fitted, _ = fitted_on(spark, workload, TRAIN, x=x)
+    rows = [(1.0, None, None, 0), (None, None, "", 0), (math.nan, None, "red", 0)]
+    assert applied(spark, fitted, rows, "x") == [[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]
+    (column,) = (c for c in fitted.contract(sparse_widths={}).columns if c.name == "x")
+    assert column.names == ("a is missing", "color is missing")
+
+
+def test_dates_become_numbers(spark: SparkSession, workload: Workload) -> None:
+    from pipelines.features.fit import fit
+
+    source = {"format": "csv", "paths": "x", "schema": "born date, seen timestamp, y int"}
+    inputs = {
+        "parts": {
+            "columns": ["born"],
+            "steps": [{"date": {"parts": ["year", "month", "day_of_week"]}}, "impute_median"],
+        },
+        "cycle": {"columns": ["born"], "steps": [{"date": {"parts": ["month"], "cyclic": True}}]},
+        "age": {"columns": ["seen"], "steps": [{"age": {"against": "born"}}, {"impute_constant": {"value": -1}}]},
+    }
+    features = {"label": {"column": "y", "kind": "binary", "positive": [1]}, "inputs": inputs}
+    config = load_config(workload("", source=source, features=features))
+    rows = [("2026-11-22", "2026-11-24 12:00:00", 1), (None, "2026-01-01 00:00:00", 0), ("2024-02-29", None, 0)]
+    table = spark.createDataFrame(rows, "born string, seen string, y int")
+    table = table.selectExpr("cast(born as date) born", "cast(seen as timestamp) seen", "y")
+    both = table.selectExpr("*", "'train' _split").union(table.selectExpr("*", "'test' _split"))
+    found = transform(table, fit(both, config).fitted, keep=["y"]).collect()
+    assert [row["parts"] for row in found] == [[2026, 11, 7], [2024, 2, 4], [2024, 2, 4]], "a Sunday, a Thursday"
+    np.testing.assert_allclose(found[0]["cycle"], [-0.5, math.sqrt(3) / 2], rtol=1e-6)
+    assert found[1]["cycle"] == [0.0, 0.0]
+    assert [row["age"] for row in found] == [[2.5], [-1.0], [-1.0]]
+
+
+def test_frequencies(spark: SparkSession, workload: Workload) -> None:
+    fitted, _ = fitted_on(spark, workload, TRAIN, x={"columns": ["color"], "steps": ["frequency"]})
+    rows = [(0.0, 0.0, color, 0) for color in ("red", "blue", None, "green")]
+    assert applied(spark, fitted, rows, "x") == [[0.5], [0.25], [0.25], [0.0]]
+
+
+def test_a_cross_is_a_value_of_its_own(spark: SparkSession, workload: Workload) -> None:
+    rows = [(0.0, 0.0, color, y, split) for color, y, split in (("a", 1, "train"), ("b", 0, "train"), ("a", 0, "test"))]
+    table = [(*row, kind) for row, kind in zip(rows, ("x", "y", "x"), strict=True)]
+    from pipelines.features.fit import fit
+
+    source = {"format": "csv", "paths": "x", "schema": "a double, b double, color string, y int, kind string"}
+    features = {
+        "label": {"column": "y", "kind": "binary", "positive": [1]},
+        "inputs": {"x": {"columns": ["color", "kind"], "steps": ["cross", "vocabulary"]}},
+    }
+    config = load_config(workload("", source=source, features=features))
+    schema = "a double, b double, color string, y int, _split string, kind string"
+    fitted = fit(spark.createDataFrame(table, schema), config).fitted
+    pairs = [("a", "x"), ("b", "y"), ("a", "y"), ("b", None)]
+    got = transform(spark.createDataFrame(pairs, "color string, kind string"), fitted, keep=[]).collect()
+    assert [row["x"] for row in got] == [[1], [2], [0], [0]]
+    assert fitted.inputs[0].columns[0].name == "color x kind"
+
+
+def test_target_encoding_keeps_a_rows_own_label_out(spark: SparkSession, workload: Workload) -> None:
+    """A category a row: its mean is its label. Out of fold nothing of it is left."""
+    from pipelines.features.fit import fit
+
+    steps = [{"target": {"smoothing": 1, "folds": 4}}]
+    features = {
+        "label": {"column": "y", "kind": "binary", "positive": [1]},
+        "inputs": {"x": {"columns": ["color"], "steps": steps}},
+    }
+    config = load_config(workload("", features=features))
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, 400).tolist()
+    rows = [(i * 7919, 0.0, 0.0, f"v{i}" if i < 200 else "often", labels[i], "train") for i in range(400)]
+    schema = "row_id bigint, a double, b double, color string, y int, _split string"
+    table = spark.createDataFrame([*rows, (-1, 0.0, 0.0, "v1", 0, "test")], schema)
+    fitted = fit(table, config).fitted
+    leaking = transform(table, fitted, keep=["row_id", "color", "y"]).where("color != 'often'").collect()
+    seen = [row["x"][0] for row in leaking], [row["y"] for row in leaking]
+    assert np.corrcoef(*seen)[0, 1] > 0.95
+    train = table.where("_split = 'train'")
+    kept = transform(train, fitted, keep=["row_id", "color", "y"], out_of_fold=True).collect()
+    alone = [row for row in kept if row["color"] != "often"]
+    assert len({row["x"][0] for row in alone}) == 4, "one prior a fold"
+    assert abs(np.corrcoef([r["x"][0] for r in alone], [r["y"] for r in alone])[0, 1]) < 0.3
+    mean, often = np.mean(labels), labels[200:]
+    row = next(row for row in transform(table, fitted, keep=["color"]).collect() if row["color"] == "often")
+    assert row["x"][0] == pytest.approx((sum(often) + mean) / 201, rel=1e-6)
+    unseen = spark.createDataFrame([("new",)], "color string")
+    assert transform(unseen, fitted, keep=[]).first()["x"][0] == pytest.approx(mean, rel=1e-6)  # type: ignore[index]
 
 
 def test_large_values_keep_their_spread(spark: SparkSession, workload: Workload) -> None:
@@ -120,7 +227,7 @@ def test_vocabularies_are_ordered_by_count_and_unseen_is_zero(spark: SparkSessio
 
 
 def test_hashes_need_no_fit(spark: SparkSession, workload: Workload) -> None:
-    fitted, _ = fitted_on(spark, workload, TRAIN, x={"columns": ["color", "b"], "steps": [{"hash": {"buckets": 7}}]})
+    fitted, _ = fitted_on(spark, workload, TRAIN, x={"columns": ["color"], "steps": [{"hash": {"buckets": 7}}]})
     rows = [(0.0, float(i), f"v{i}", 0) for i in range(50)]
     got = applied(spark, fitted, rows, "x")
     assert got == applied(spark, fitted, rows, "x")
@@ -236,6 +343,49 @@ def test_the_same_rows_give_the_same_tables(
         a, b = (r.result["snapshots"][split] for r in (first, second))
         assert a["row_id_sum"] == b["row_id_sum"] and b["version"] == a["version"] + 1
         assert codecs(Snapshot.model_validate(b)) == {"LZ4"}
+
+
+def scans(spark: SparkSession, table: Path) -> int:
+    """How often a table was read so far, by Spark's own account of its queries."""
+    store: Any = spark._jsparkSession.sharedState().statusStore()  # type: ignore[attr-defined]
+    executions = store.executionsList()
+    plans = [executions.apply(i).physicalPlanDescription() for i in range(executions.size())]
+    return sum(plan.count(f"{table}]") for plan in plans)
+
+
+@pytest.mark.parametrize(
+    ("steps", "key", "wanted"),
+    [
+        (["impute_median", "standardize"], None, ["statistics", "values", "train", "test"]),
+        (
+            ["impute_median", {"clip": {"quantiles": [0.1, 0.9]}}, "standardize"],
+            "a",
+            ["keys", "statistics", "statistics", "values", "train", "test"],
+        ),
+    ],
+)
+def test_the_input_is_read_as_often_as_the_stage_says(
+    spark: SparkSession,
+    lake: Path,
+    workload: Workload,
+    rows_csv: Rows,
+    steps: list[Any],
+    key: str | None,
+    wanted: list[str],
+) -> None:
+    inputs = {
+        "dense": {"columns": ["a", "b"], "steps": steps},
+        "ids": {"columns": ["color"], "steps": ["vocabulary"]},
+        "often": {"columns": ["color"], "steps": ["frequency"]},
+    }
+    features = {"label": {"column": "y", "kind": "binary", "positive": [1]}, "inputs": inputs}
+    path = workload(rows_csv(300), features=features)
+    overrides = (f"source.key=[{key}]",) if key else ()
+    run(path, "ingest", overrides=overrides)
+    before = scans(spark, lake / "tables" / "tiny" / "raw")
+    told = run(path, "features", overrides=overrides)["features"].result["input_reads"]
+    assert told == wanted
+    assert scans(spark, lake / "tables" / "tiny" / "raw") - before == len(wanted)
 
 
 def test_two_rows_with_one_key(spark: SparkSession, lake: Path, workload: Workload) -> None:

@@ -1,0 +1,61 @@
+"""Steps that do not fit each other, or their column, are refused before anything starts."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.config import load_config
+from pipelines.errors import ConfigError
+
+SOURCE = {"format": "csv", "paths": "x.csv", "schema": "a double, b double, color string, kind string, day date, y int"}
+BINARY = {"column": "y", "kind": "binary", "positive": [1]}
+
+
+@pytest.mark.parametrize(
+    ("columns", "steps", "message"),
+    [
+        (["a"], ["standardise"], "unknown key; did you mean 'standardize'"),
+        (["a"], ["standardize", "min_max"], "wanted one of standardize, robust_scale, min_max, seen"),
+        (["a"], ["impute_mean", "impute_median"], "wanted one of impute_mean, impute_median"),
+        (["a"], ["log1p", "impute_mean"], "an imputer comes first"),
+        (["a"], ["log1p", {"bucketize": {"quantiles": 4}}], "'bucketize' takes values in the column's own units"),
+        (["a"], [{"bucketize": {"splits": [2, 1]}}], "wanted rising numbers"),
+        (["a"], [{"clip": {}}], "wanted 'low' or 'high', or else 'quantiles'"),
+        (["a"], [{"clip": {"low": 1, "quantiles": [0, 1]}}], "wanted 'low' or 'high', or else 'quantiles'"),
+        (["a"], [{"clip": {"low": 3, "high": 1}}], "wanted a lower bound below the upper one"),
+        (["a"], [{"clip": {"quantiles": [0.9, 0.1]}}], "wanted a lower bound below the upper one"),
+        (["a"], [{"clip": {"quantiles": [0.1, 1.1]}}], "less than or equal to 1"),
+        (["a"], ["missing_indicator", "standardize"], "'missing_indicator' stands alone"),
+        (["a"], ["vocabulary"], "wanted type int or bigint or boolean or string or date"),
+        (["color"], ["standardize"], "seen string"),
+        (["color"], ["vocabulary", {"hash": {"buckets": 3}}], "wanted one step that reads values"),
+        (["color"], ["impute_mean", "vocabulary"], "with no step but 'cross' before it"),
+        (["color", "kind"], ["cross"], "with no step but 'cross' before it"),
+        (["color", "kind"], ["vocabulary", "cross"], "wanted one step that reads values, behind 'cross'"),
+        (["color"], ["cross", "vocabulary"], "'cross' takes several columns"),
+        (["a", "b"], [{"vector": {"width": 3}}], "'vector' takes one column, seen 2"),
+        (["a"], [{"date": {"parts": ["month"]}}], "wanted type date or timestamp"),
+        (["day"], [{"date": {"parts": ["moth"]}}], "seen 'moth'"),
+        (["day"], [{"date": {"parts": ["year"], "cyclic": True}}], "'year' has no cycle"),
+        (["day"], [{"date": {"parts": ["month"], "cyclic": True}}, "standardize"], "a cyclic 'date' stands alone"),
+        (["day"], ["impute_mean", {"date": {"parts": ["month"]}}], "one of date and age comes first"),
+        (["day"], [{"age": {"against": "dya"}}], "did you mean 'day'"),
+        (["color"], [{"target": {"folds": 1}}], "greater than or equal to 2"),
+    ],
+)
+def test_combinations_that_cannot_be(
+    workload: Callable[..., Path], columns: list[str], steps: list[Any], message: str
+) -> None:
+    features = {"label": BINARY, "inputs": {"x": {"columns": columns, "steps": steps}}}
+    with pytest.raises(ConfigError) as refused:
+        load_config(workload("", source=SOURCE, features=features))
+    assert "features.inputs.x" in str(refused.value) and message in str(refused.value), str(refused.value)
+
+
+def test_a_target_needs_a_mean(workload: Callable[..., Path]) -> None:
+    label = {"column": "y", "kind": "multiclass"}
+    features = {"label": label, "inputs": {"x": {"columns": ["color"], "steps": ["target"]}}}
+    with pytest.raises(ConfigError, match="'target' takes a binary or a real label, seen multiclass; use frequency"):
+        load_config(workload("", source=SOURCE, features=features))
