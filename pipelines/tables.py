@@ -1,16 +1,23 @@
 """Delta tables on Spark: read at a pinned version, write in one commit, count while writing."""
 
 import json
+import shutil
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deltalake import DeltaTable
+import pyarrow.parquet as pq
+from deltalake import DeltaTable, Schema
+from deltalake.transaction import AddAction, CommitProperties, create_table_with_add_actions
 from pyspark.sql import DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F
 
 from pipelines.errors import LakeError
 from pipelines.lake import Snapshot
 from pipelines.session import spark_progress
+
+TABLE = "_table"  # the place of a row's table among several
 
 
 def read_table(spark: SparkSession, snapshot: Snapshot) -> DataFrame:
@@ -53,6 +60,79 @@ def write_table(
     if snapshot.rows != seen.get["rows"]:
         raise LakeError(f"{path}: {seen.get['rows']} rows were written, but the files hold {snapshot.rows}")
     return snapshot
+
+
+def write_tables(
+    rows: DataFrame,
+    paths: Sequence[Path],
+    *,
+    scratch: Path,
+    what: str,
+    metadata: dict[str, Any],
+    compression: str,
+) -> list[Snapshot]:
+    """Overwrite several Delta tables in one pass over `rows`, whose column `TABLE` is the place of a row's table.
+
+    Delta writes one table a query. So the files are written together, one folder a table, then moved into the tables'
+    own and committed, a commit a table. Each task's rows must be of one table, and in the order that its file shall
+    have.
+
+    Args:
+        rows: What to write, with a column `row_id`.
+        paths: The tables' folders; made where they are missing.
+        scratch: A folder in the same file system, which all nodes see.
+        what: Named in the progress.
+        metadata: JSON that becomes each commit's `userMetadata`.
+        compression: Codec of the files.
+
+    Returns:
+        The Snapshot of each new version, with the count and the sum of `row_id` observed while writing.
+    """
+    seen, asked = Observation(), []
+    for place in range(len(paths)):
+        row_id = F.when(F.col(TABLE) == place, F.col("row_id").cast("decimal(20,0)"))
+        asked += [F.count(row_id).alias(f"rows {place}"), F.sum(row_id).alias(f"row_id_sum {place}")]
+    staging = Path(tempfile.mkdtemp(dir=scratch))
+    try:
+        with spark_progress(rows.sparkSession, what):
+            writer = rows.observe(seen, *asked).write.mode("overwrite").option("compression", compression)
+            writer.partitionBy(TABLE).parquet(str(staging / "files"))
+        schema = Schema.from_json(_nullable(rows.drop(TABLE).schema.json()))
+        snapshots = []
+        for place, path in enumerate(paths):
+            files = sorted((staging / "files" / f"{TABLE}={place}").glob("*.parquet"))
+            _commit(path, files, schema, json.dumps(metadata))
+            snapshot = Snapshot.open(path, row_id_sum=int(seen.get[f"row_id_sum {place}"] or 0))
+            if snapshot.rows != seen.get[f"rows {place}"]:
+                raise LakeError(
+                    f"{path}: {seen.get[f'rows {place}']} rows were written, but the files hold {snapshot.rows}"
+                )
+            snapshots.append(snapshot)
+        return snapshots
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _commit(path: Path, files: Sequence[Path], schema: Schema, user_metadata: str) -> None:
+    """Move the files into the table's folder, and make them its next version."""
+    path.mkdir(parents=True, exist_ok=True)
+    added: list[Any] = []
+    for file in files:
+        stats = json.dumps({"numRecords": pq.read_metadata(file).num_rows})
+        file.rename(path / file.name)
+        status = (path / file.name).stat()
+        added.append(AddAction(file.name, status.st_size, {}, int(status.st_mtime * 1000), True, stats))
+    properties = CommitProperties(custom_metadata={"userMetadata": user_metadata})
+    table = DeltaTable(str(path)) if DeltaTable.is_deltatable(str(path)) else None
+    if table is not None and table.schema() == schema and not table.metadata().partition_columns:
+        table.create_write_transaction(added, "overwrite", schema, commit_properties=properties)
+    else:
+        create_table_with_add_actions(str(path), schema, added, mode="overwrite", commit_properties=properties)
+
+
+def _nullable(schema: str) -> str:
+    """Spark's JSON of a schema, which is Delta's, with every column nullable, as Spark writes them to Delta."""
+    return schema.replace('"nullable":false', '"nullable":true').replace('"containsNull":false', '"containsNull":true')
 
 
 def current_version(path: Path) -> int | None:

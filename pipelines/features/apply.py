@@ -30,15 +30,17 @@ from pipelines.features.fitted import (
 )
 
 
-def transform(rows: DataFrame, fitted: FittedFeatures, *, keep: list[str], out_of_fold: bool = False) -> DataFrame:
+def transform(
+    rows: DataFrame, fitted: FittedFeatures, *, keep: list[str], fitted_on: Column | None = None
+) -> DataFrame:
     """Feature columns for raw rows.
 
     Args:
         rows: With the source columns that the features name.
         fitted: The transform.
         keep: Columns of `rows` to pass through.
-        out_of_fold: The rows are those that the transform was fitted on, with their `row_id`: target encoding leaves
-            out the fold of each.
+        fitted_on: Says of a row, which has its `row_id`, whether the transform was fitted on it: target encoding
+            then leaves out its fold. None of them by default.
 
     Returns:
         `keep`, then the inputs in order. Sparse inputs are lists of their own lengths (see `pad_sparse`).
@@ -46,7 +48,7 @@ def transform(rows: DataFrame, fitted: FittedFeatures, *, keep: list[str], out_o
     for fitted_input in fitted.inputs:
         for place, column in enumerate(fitted_input.columns):
             if isinstance(column, FittedEncoding) or (isinstance(column, FittedCategory) and column.values is not None):
-                rows = _join_values(rows, _joined_name(fitted_input, place), column, out_of_fold=out_of_fold)
+                rows = _join_values(rows, _joined_name(fitted_input, place), column, fitted_on)
     columns = [column for fitted_input in fitted.inputs for column in _input_columns(rows, fitted_input)]
     return rows.select(*keep, *columns)
 
@@ -161,27 +163,28 @@ def _key(column: FittedCategory | FittedEncoding) -> Column:
 
 
 def _join_values(
-    rows: DataFrame, name: str, column: FittedCategory | FittedEncoding, *, out_of_fold: bool
+    rows: DataFrame, name: str, column: FittedCategory | FittedEncoding, fitted_on: Column | None
 ) -> DataFrame:
-    """`rows` with what the fitted values give, null for others."""
+    """`rows` with what the fitted values give, null for a category that has none."""
     key = f"_key{name}"
     values = [MISSING if value is None else value for value in column.values or ()]
     given: pa.Array
+    place: Column | None = None
     if isinstance(column, FittedCategory):
         given = pa.array(range(1, len(values) + 1), pa.int64())
-    elif out_of_fold and column.folds:
-        given = pa.array(list(map(list, zip(*column.folds, strict=True))), pa.list_(pa.float64()))
+    elif column.folds and fitted_on is not None:  # the last number is that of rows of no fold
+        place = F.when(fitted_on, fold(len(column.folds), column.seed)).otherwise(len(column.folds))
+        given = pa.array([list(row) for row in zip(*column.folds, column.numbers, strict=True)], pa.list_(pa.float64()))
     else:
         given = pa.array(column.numbers, pa.float64())
     table = rows.sparkSession.createDataFrame(pa.table({key: pa.array(values, pa.string()), name: given}))
     joined = rows.withColumn(key, _key(column)).join(F.broadcast(table), on=key, how="left").drop(key)
     if isinstance(column, FittedCategory):
         return joined
-    if not (out_of_fold and column.folds):
+    if place is None:
         return joined.withColumn(name, F.coalesce(name, F.lit(column.other)))
-    part = fold(len(column.folds), column.seed)
-    others = F.array(*[F.lit(other) for other in column.fold_others])
-    return joined.withColumn(name, F.coalesce(F.get(name, part), F.get(others, part)))
+    others = F.array(*map(F.lit, column.fold_others), F.lit(column.other))
+    return joined.withColumn(name, F.coalesce(F.get(name, place), F.get(others, place)))
 
 
 def _category(column: FittedCategory, joined: str) -> Column:

@@ -11,13 +11,13 @@ from pipelines.config import Config
 from pipelines.errors import DataError
 from pipelines.features.apply import pad_sparse, transform, with_label
 from pipelines.features.fit import Fit, fit
-from pipelines.features.layout import lay_out
+from pipelines.features.layout import lay_out_tables
 from pipelines.features.split import with_split
-from pipelines.lake import CONTRACT_KEY, Contract, Snapshot, table_path
+from pipelines.lake import CONTRACT_KEY, Contract, Snapshot, scratch_path, table_path
 from pipelines.receipt import write_json
 from pipelines.session import get_session, spark_progress
 from pipelines.stage import Given, Made
-from pipelines.tables import read_table, write_table
+from pipelines.tables import TABLE, read_table, write_tables
 
 
 def build(given: Given) -> Made:
@@ -29,17 +29,17 @@ def build(given: Given) -> Made:
     config = given.config
     spark = get_session(config)
     raw = Snapshot.model_validate(given.inputs["ingest"].result["snapshot"])
-    rows = read_table(spark, raw)
-    if config.source.key:
-        _check_keys(rows, config.source.key)
-    rows = with_split(rows, config)
+    rows = with_split(read_table(spark, raw), config)
     with spark_progress(spark, "features: fit"):
         fitted = fit(rows, config)
+    passes = [*fitted.passes, "write"]
+    if config.source.key and not fitted.is_unique:
+        passes.append("keys")
+        _check_keys(rows, config.source.key)
     contract = fitted.fitted.contract(sparse_widths=fitted.sparse_widths)
-    snapshots = {split: _write_split(rows, split, fitted, contract, config) for split in config.split.names}
+    snapshots = _write(rows, fitted, contract, config)
     path = table_path(config.workload, "features") / "fitted.json"
     write_json(path, fitted.fitted)
-    passes = [*(["keys"] if config.source.key else []), *fitted.passes, *config.split.names]
     _report(given, fitted, snapshots, passes)
     return Made(
         rows=sum(snapshot.rows for snapshot in snapshots.values()),
@@ -66,20 +66,26 @@ def _check_keys(rows: DataFrame, key: list[str]) -> None:
         raise DataError(f"source.key: wanted one row a key, seen {shown}; mend the rows, or name more columns")
 
 
-def _write_split(rows: DataFrame, split: str, fitted: Fit, contract: Contract, config: Config) -> Snapshot:
-    part = with_label(rows.where(F.col("_split") == split), fitted.fitted.label)
-    table = pad_sparse(
-        transform(part, fitted.fitted, keep=["row_id", "label"], out_of_fold=split == "train"), fitted.sparse_widths
-    )
-    table = table.select(*[column.name for column in contract.columns])
-    raw_bytes = fitted.rows[split] * sum(column.bytes_per_row for column in contract.columns)
-    return write_table(
-        lay_out(table, raw_bytes, shard_mb=config.features.layout.shard_mb, seed=config.seed),
-        table_path(config.workload, f"features/{split}"),
-        what=f"features: write {split}",
+def _write(rows: DataFrame, fitted: Fit, contract: Contract, config: Config) -> dict[str, Snapshot]:
+    """The table of each split, all in one pass."""
+    splits, layout = config.split.names, config.features.layout
+    kept = ["row_id", "label", "_split"]
+    table = with_label(rows, fitted.fitted.label)
+    table = transform(table, fitted.fitted, keep=kept, fitted_on=F.col("_split") == "train")
+    place = F.array_position(F.array(*map(F.lit, splits)), F.col("_split")).cast("int") - 1
+    table = pad_sparse(table, fitted.sparse_widths)
+    table = table.select(*[column.name for column in contract.columns], place.alias(TABLE))
+    row_bytes = sum(column.bytes_per_row for column in contract.columns)
+    sizes = [fitted.rows[split] * row_bytes for split in splits]
+    snapshots = write_tables(
+        lay_out_tables(table, sizes, shard_mb=layout.shard_mb, seed=config.seed),
+        [table_path(config.workload, f"features/{split}") for split in splits],
+        scratch=scratch_path(config.workload),
+        what="features: write",
         metadata={CONTRACT_KEY: contract.model_dump(mode="json")},
-        compression=config.features.layout.compression,
+        compression=layout.compression,
     )
+    return dict(zip(splits, snapshots, strict=True))
 
 
 def _report(given: Given, fitted: Fit, snapshots: dict[str, Snapshot], passes: list[str]) -> None:

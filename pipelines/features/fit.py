@@ -36,6 +36,7 @@ class Fit:
         rows: Rows of each split.
         notes: What a user should know, a line each.
         passes: What the rows were read for, a name a time.
+        is_unique: See `Counted`.
     """
 
     fitted: FittedFeatures
@@ -43,6 +44,7 @@ class Fit:
     rows: dict[str, int]
     notes: list[str]
     passes: list[str]
+    is_unique: bool | None
 
 
 def fit(rows: DataFrame, config: Config) -> Fit:
@@ -77,8 +79,15 @@ def fit(rows: DataFrame, config: Config) -> Fit:
         label=_fit_label(features.label, config.source.columns[features.label.column], stats, counted),
     )
     widths = {n: max(1, int(stats[f"{n}:width"])) for n, group in features.inputs.items() if group.kind == "sparse"}
-    passes = ["statistics"] * rounds + ["values"] * bool(counted.columns or counted.label)
-    return Fit(fitted=fitted, sparse_widths=widths, rows=num_rows, notes=notes, passes=passes)
+    passes = ["statistics"] * rounds + ["values"] * (counted.is_unique is not None)
+    return Fit(
+        fitted=fitted,
+        sparse_widths=widths,
+        rows=num_rows,
+        notes=notes,
+        passes=passes,
+        is_unique=counted.is_unique,
+    )
 
 
 def _is_number(group: Input) -> bool:

@@ -12,9 +12,10 @@ from pipelines.config.features import Frequency, Hash, Input, Label, Target, Voc
 from pipelines.errors import DataError
 from pipelines.features.apply import category_text, fold
 from pipelines.features.fitted import FittedCategory, FittedEncoding
+from pipelines.lake import ROW_ID
 
 MAX_VOCABULARY = 1_000_000  # values that fit the driver and a broadcast; beyond, hash
-_LABEL = -1  # the label's place among the columns whose values are counted
+_KEY, _LABEL = -2, -1  # the places of the key and the label among the columns whose values are counted
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,16 @@ class Counted:
     Attributes:
         columns: By input and place in it; training rows.
         label: All rows; empty for a real label.
+        is_unique: No two rows have one `row_id`, where the source has a key. None: nothing was counted.
     """
 
     columns: Mapping[tuple[str, int], list[Count]]
     label: Mapping[str | None, int]
+    is_unique: bool | None
 
 
 def count_values(rows: DataFrame, config: Config) -> Counted:
-    """Count the distinct values of every column of a vocabulary or an encoding, and of the label, in one pass."""
+    """Count the values of every column of a vocabulary or an encoding, of the label and of the key, in one pass."""
     features = config.features
     places = [
         (name, place)
@@ -55,12 +58,14 @@ def count_values(rows: DataFrame, config: Config) -> Counted:
     ]
     label = features.label
     if not places and label.kind == "real":
-        return Counted({}, {})
+        return Counted({}, {}, None)
 
     def entry(number: int, value: Column, part: Column) -> Column:
         return F.struct(F.lit(number).alias("place"), value.alias("value"), part.alias("fold"))
 
-    of_label = [] if label.kind == "real" else [entry(_LABEL, F.col(label.column).cast("string"), F.lit(0))]
+    of_all = [] if label.kind == "real" else [entry(_LABEL, F.col(label.column).cast("string"), F.lit(0))]
+    if config.source.key:
+        of_all.append(entry(_KEY, F.col(ROW_ID).cast("string"), F.lit(0)))
     of_columns, limits = [], []
     for number, (name, place) in enumerate(places):
         group = features.inputs[name]
@@ -69,10 +74,10 @@ def count_values(rows: DataFrame, config: Config) -> Counted:
         part = fold(options.folds, config.seed) if is_target else F.lit(0)
         of_columns.append(entry(number, category_text(group.sources[place]), part))
         limits.append(0 if is_target else options.min_count)
-    entries = F.when(F.col("_split") == "train", F.array(*of_label, *of_columns))
-    if of_label:
-        entries = entries.otherwise(F.array(*of_label))
-    limit = F.coalesce(F.get(F.array(F.lit(0), *map(F.lit, limits)), F.col("place") + 1), F.lit(0))
+    entries = F.when(F.col("_split") == "train", F.array(*of_all, *of_columns))
+    if of_all:
+        entries = entries.otherwise(F.array(*of_all))
+    limit = F.get(F.array(F.lit(2), F.lit(0), *map(F.lit, limits)), F.col("place") - _KEY)
     has_target = any(
         isinstance(group.reads_values.options, Target) for group in features.inputs.values() if group.reads_values
     )
@@ -91,7 +96,7 @@ def count_values(rows: DataFrame, config: Config) -> Counted:
     ordered = {
         at: sorted(found[number].values(), key=lambda c: (-c.num, c.value or "")) for number, at in enumerate(places)
     }
-    return Counted(ordered, {value: count.num for value, count in found[_LABEL].items()})
+    return Counted(ordered, {value: count.num for value, count in found[_LABEL].items()}, not found[_KEY])
 
 
 def label_value(label: Label, dtype: str) -> Column:

@@ -12,7 +12,7 @@ from pyspark.sql import types as T
 
 from pipelines.errors import DataError
 from pipelines.lake import ROW_ID, Snapshot
-from pipelines.tables import write_table
+from pipelines.tables import TABLE, write_table
 
 _PLAIN = (T.BooleanType, T.ByteType, T.ShortType, T.IntegerType, T.LongType, T.FloatType, T.DoubleType)
 _BYTES = {"boolean": 1, "tinyint": 1, "smallint": 2, "int": 4, "float": 4}
@@ -75,10 +75,49 @@ def lay_out(rows: DataFrame, raw_bytes: int, *, shard_mb: float, seed: int) -> D
         shard_mb: Size of a file in MB of raw column data.
         seed: Of the order of rows.
     """
-    num_files = max(1, math.ceil(raw_bytes / (shard_mb * 1e6)))
-    return rows.repartition(num_files, F.xxhash64(ROW_ID, F.lit(f"file:{seed}"))).sortWithinPartitions(
-        F.xxhash64(ROW_ID, F.lit(f"order:{seed}"))
+    files = _num_files(raw_bytes, shard_mb)
+    return rows.repartition(files, _file_hash(seed)).sortWithinPartitions(_order_hash(seed))
+
+
+def lay_out_tables(rows: DataFrame, raw_bytes: Sequence[float], *, shard_mb: float, seed: int) -> DataFrame:
+    """Likewise for the rows of several tables in one shuffle: a partition holds rows of one table.
+
+    Args:
+        rows: With columns `row_id` and `TABLE`.
+        raw_bytes: Of all columns of all rows of each table.
+        shard_mb: Size of a file in MB of raw column data.
+        seed: Of the order of rows.
+    """
+    counts = [_num_files(size, shard_mb) for size in raw_bytes]
+    starts = [sum(counts[:place]) for place in range(len(counts))]
+    file = F.get(F.array(*map(F.lit, starts)), TABLE) + F.pmod(
+        F.hash(_file_hash(seed)), F.get(F.array(*map(F.lit, counts)), TABLE)
     )
+    keys = F.array(*map(F.lit, _partition_keys(rows.sparkSession, sum(counts))))
+    return rows.repartition(sum(counts), F.get(keys, file)).sortWithinPartitions(TABLE, _order_hash(seed))
+
+
+def _num_files(raw_bytes: float, shard_mb: float) -> int:
+    return max(1, math.ceil(raw_bytes / (shard_mb * 1e6)))
+
+
+def _file_hash(seed: int) -> Column:
+    return F.xxhash64(ROW_ID, F.lit(f"file:{seed}"))
+
+
+def _order_hash(seed: int) -> Column:
+    return F.xxhash64(ROW_ID, F.lit(f"order:{seed}"))
+
+
+def _partition_keys(spark: SparkSession, num: int) -> list[int]:
+    """For each of `num` partitions a number whose hash leads there, since Spark takes no partition's number itself."""
+    key = F.col("id").cast("int")
+    place = F.pmod(F.hash(key), F.lit(num))
+    tries = spark.range(64 * num).select(key.alias("key"), place.alias("place"))  # one is missed with e^-64
+    found = tries.groupBy("place").agg(F.min("key").alias("key")).orderBy("place").toArrow()
+    keys: list[int] = found.column("key").to_pylist()
+    assert len(keys) == num, "a key for each partition"
+    return keys
 
 
 def _plain(field: T.StructField, source: str, fill: float | None, width: int | None) -> Column:
