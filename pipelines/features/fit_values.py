@@ -18,18 +18,18 @@ MAX_VOCABULARY = 1_000_000  # values that fit the driver and a broadcast; beyond
 _KEY, _LABEL = -2, -1  # the places of the key and the label among the columns whose values are counted
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Count:
-    """How often a value was seen: rows, and for target encoding the sum of their labels, by fold."""
+    """How often a value was seen: rows, and for target encoding the sum of their labels, each by fold."""
 
     value: str | None
-    rows: Mapping[int, int]
-    labels: Mapping[int, float]
+    rows: list[int]
+    labels: list[float]
 
     @property
     def num(self) -> int:
         """Rows over all folds."""
-        return sum(self.rows.values())
+        return sum(self.rows)
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,13 @@ def count_values(rows: DataFrame, config: Config) -> Counted:
     of_all = [] if label.kind == "real" else [entry(_LABEL, F.col(label.column).cast("string"), F.lit(0))]
     if config.source.key:
         of_all.append(entry(_KEY, F.col(ROW_ID).cast("string"), F.lit(0)))
-    of_columns, limits = [], []
+    of_columns, limits, folds = [], [], {_KEY: 1, _LABEL: 1}
     for number, (name, place) in enumerate(places):
         group = features.inputs[name]
         options = group.reads_values.options  # type: ignore[union-attr]
         is_target = isinstance(options, Target)
         part = fold(options.folds, config.seed) if is_target else F.lit(0)
+        folds[number] = options.folds if is_target else 1
         of_columns.append(entry(number, category_text(group.sources[place]), part))
         limits.append(0 if is_target else options.min_count)
     entries = F.when(F.col("_split") == "train", F.array(*of_all, *of_columns))
@@ -91,8 +92,10 @@ def count_values(rows: DataFrame, config: Config) -> Counted:
     table = counted.limit(MAX_VOCABULARY * (len(places) + 1)).toArrow()
     found: dict[int, dict[str | None, Count]] = defaultdict(dict)
     for number, value, part, num, labels in zip(*(column.to_pylist() for column in table.columns), strict=True):
-        count = found[number].setdefault(value, Count(value, {}, {}))
-        count.rows[part], count.labels[part] = num, labels  # type: ignore[index]
+        if value not in found[number]:
+            found[number][value] = Count(value, [0] * folds[number], [0.0] * folds[number])
+        count = found[number][value]
+        count.rows[part], count.labels[part] = num, labels
     ordered = {
         at: sorted(found[number].values(), key=lambda c: (-c.num, c.value or "")) for number, at in enumerate(places)
     }
@@ -158,8 +161,8 @@ def _target(
     def sums(found: list[Count], but: int | None) -> tuple[int, float]:
         """Rows and labels of the counts, without fold `but`."""
         return (
-            sum(num for count in found for part, num in count.rows.items() if part != but),
-            sum(labels for count in found for part, labels in count.labels.items() if part != but),
+            sum(num for count in found for part, num in enumerate(count.rows) if part != but),
+            sum(labels for count in found for part, labels in enumerate(count.labels) if part != but),
         )
 
     def encoded(but: int | None) -> tuple[tuple[float, ...], float]:
