@@ -56,10 +56,7 @@ def write_table(
         writer = writer.option("compression", compression)
     with spark_progress(rows.sparkSession, what):
         writer.save(str(path))
-    snapshot = Snapshot.open(path, row_id_sum=int(seen.get["row_id_sum"] or 0))
-    if snapshot.rows != seen.get["rows"]:
-        raise LakeError(f"{path}: {seen.get['rows']} rows were written, but the files hold {snapshot.rows}")
-    return snapshot
+    return _pinned(path, seen.get["rows"], seen.get["row_id_sum"])
 
 
 def write_tables(
@@ -102,15 +99,18 @@ def write_tables(
         for place, path in enumerate(paths):
             files = sorted((staging / "files" / f"{TABLE}={place}").glob("*.parquet"))
             _commit(path, files, schema, json.dumps(metadata))
-            snapshot = Snapshot.open(path, row_id_sum=int(seen.get[f"row_id_sum {place}"] or 0))
-            if snapshot.rows != seen.get[f"rows {place}"]:
-                raise LakeError(
-                    f"{path}: {seen.get[f'rows {place}']} rows were written, but the files hold {snapshot.rows}"
-                )
-            snapshots.append(snapshot)
+            snapshots.append(_pinned(path, seen.get[f"rows {place}"], seen.get[f"row_id_sum {place}"]))
         return snapshots
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _pinned(path: Path, rows: int, row_id_sum: Any) -> Snapshot:
+    """The Snapshot of what was just written, which must be the rows that were observed."""
+    snapshot = Snapshot.open(path, row_id_sum=int(row_id_sum or 0))
+    if snapshot.rows != rows:
+        raise LakeError(f"{path}: {rows} rows were written, but the files hold {snapshot.rows}")
+    return snapshot
 
 
 def _commit(path: Path, files: Sequence[Path], schema: Schema, user_metadata: str) -> None:

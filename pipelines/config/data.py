@@ -34,6 +34,11 @@ def parse_schema(value: Any) -> Any:
     return columns
 
 
+def sparse_size(dtype: str) -> int:
+    """N of `sparse(N)`."""
+    return int(dtype.removeprefix("sparse(").removesuffix(")"))
+
+
 class Source(Section):
     """Where the raw data is and what a row of it looks like."""
 

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from pipelines.config.base import Name, Positive, Section, Share
 from pipelines.config.data import RESERVED_COLUMNS
 
-DatePart = Literal["year", "quarter", "month", "week", "day", "day_of_week", "day_of_year", "hour", "minute"]
+PartName = Literal["year", "quarter", "month", "week", "day", "day_of_week", "day_of_year", "hour", "minute"]
 
 
 class NoOptions(Section):
@@ -95,7 +95,7 @@ class Target(Section):
 class Date(Section):
     """A date or timestamp (in UTC) becomes numbers, one a part; the steps behind are those of numbers."""
 
-    parts: list[DatePart] = Field(
+    parts: list[PartName] = Field(
         min_length=1,
         description="Parts, in order: year, quarter, month, week (ISO), day, day_of_week (Monday is 1), day_of_year, "
         "hour, minute.",

@@ -23,10 +23,8 @@ from pipelines.features.fitted import (
     BETWEEN,
     DAY_MICROS,
     MISSING,
-    Clip,
     DatePart,
     DaysSince,
-    Fill,
     FittedCategory,
     FittedColumn,
     FittedEncoding,
@@ -34,17 +32,14 @@ from pipelines.features.fitted import (
     FittedIndicator,
     FittedInput,
     FittedNumber,
-    Log1p,
-    NumberStep,
-    Scale,
-    SignedLog,
+    Floats,
+    stepped_array,
 )
 from pipelines.lake import Column
 
 _FEW = 512  # rows for which a dictionary is faster than a hash table that Arrow builds anew for each call
 _SPARK_SEED = 42  # of its xxhash64
 
-Floats = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
 Rows: TypeAlias = pa.Table | pa.RecordBatch
 
@@ -192,26 +187,6 @@ _PARTS: dict[str, Callable[[pa.Array], pa.Array]] = {
     "hour": pc.hour,
     "minute": pc.minute,
 }
-
-
-def stepped_array(steps: Sequence[NumberStep], values: Floats) -> Floats:
-    """What the steps make of numbers, of which NaN is missing; `values` stays as it is."""
-    for step in steps:
-        match step:
-            case Fill():
-                values = np.where(np.isnan(values), step.value, values)
-            case Log1p():
-                values = np.log1p(np.where(values < 0, 0.0, values))
-            case SignedLog():
-                values = np.sign(values) * np.log1p(np.abs(values))
-            case Clip():
-                if step.low is not None:
-                    values = np.where(values < step.low, step.low, values)
-                if step.high is not None:
-                    values = np.where(values > step.high, step.high, values)
-            case Scale():
-                values = (values - step.shift) * step.factor
-    return values
 
 
 def _text(rows: Rows, names: str | tuple[str, ...]) -> pa.Array:

@@ -9,6 +9,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.config import Config
+from pipelines.config.data import sparse_size
 from pipelines.config.features import Features, Input, Label
 from pipelines.errors import DataError
 from pipelines.features.fit_numbers import Asking, fit_number, number_places
@@ -143,16 +144,12 @@ def _whole_aggregates(name: str, group: Input, config: Config) -> dict[str, Colu
     if step.name == "vector":
         hole = F.exists(column, lambda x: x.isNull() | F.isnan(x.cast("double")))
         return {f"{name}:unfit": F.count_if(column.isNull() | (F.size(column) != step.options.width) | hole)}
-    size = _sparse_size(config.source.columns[group.columns[0]])
+    size = sparse_size(config.source.columns[group.columns[0]])
     ids = F.col(f"{group.columns[0]}.ids")
     return {
         f"{name}:unfit": F.count_if(column.isNull() | F.exists(ids, lambda i: (i < 0) | (i >= size))),
         f"{name}:width": F.coalesce(F.max(F.size(ids)), F.lit(1)),
     }
-
-
-def _sparse_size(dtype: str) -> int:
-    return int(dtype.removeprefix("sparse(").removesuffix(")"))
 
 
 def _check_whole_columns(features: Features, stats: Stats) -> None:
@@ -170,7 +167,7 @@ def _fit_input(
 ) -> FittedInput:
     group = config.features.inputs[name]
     if group.kind == "sparse":
-        size = _sparse_size(config.source.columns[group.columns[0]])
+        size = sparse_size(config.source.columns[group.columns[0]])
         return FittedInput(name=name, kind="sparse", source=group.columns[0], size=size)
     if (step := group.whole) and step.image:
         image = step.image

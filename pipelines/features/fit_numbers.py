@@ -4,6 +4,7 @@ import math
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 from pyspark.sql import Column
 from pyspark.sql import functions as F
 
@@ -20,7 +21,7 @@ from pipelines.features.fitted import (
     NumberStep,
     Scale,
     SignedLog,
-    stepped,
+    stepped_array,
 )
 from pipelines.features.split import in_train
 
@@ -65,21 +66,10 @@ def fit_number(where: str, place: FittedNumber, group: Input, notes: list[str]) 
     Raises:
         DataError: No value is present, or some are missing and no imputer is declared.
     """
-    value = in_train(number(place.column, place.of_date))
-    shares = _shares(group.steps)
-    moments_at = next((place for place, step in enumerate(group.steps) if step.name == "standardize"), None)
-    wanted = {"num": F.count(value), "missing": F.count(in_train(F.lit(1))) - F.count(value), "mean": F.avg(value)}
-    if shares:
-        wanted["quantiles"] = F.percentile_approx(value, list(shares), QUANTILE_ACCURACY)
-    for step in group.steps:
-        if step.name == "min_max":
-            wanted |= {"min": F.min(value), "max": F.max(value)}
-        if step.name == "impute_most_frequent":
-            wanted["mode"] = F.mode(value, True)
-    before = _known(group.steps[:moments_at]) if moments_at is not None else None
-    if before is not None:
-        wanted |= _moments(value, before)
-    seen = dict((yield wanted))
+    value, shares = in_train(number(place.column, place.of_date)), _shares(group.steps)
+    names = [step.name for step in group.steps]
+    before = _known(group.steps[: names.index("standardize")]) if "standardize" in names else None
+    seen = dict((yield _statistics(value, names, shares) | (_moments(value, before) if before is not None else {})))
     if not seen["num"]:
         raise DataError(
             f"{where}: wanted numbers, all {seen['missing']:,} training rows are missing; leave the column out"
@@ -100,7 +90,7 @@ def fit_number(where: str, place: FittedNumber, group: Input, notes: list[str]) 
             case "standardize":
                 if before is None:  # they stand behind bounds that were not known
                     seen |= yield _moments(value, [s for s in fitted if not isinstance(s, Fill)])
-                fitted.append(_standardized(seen, stepped(fitted, None)))
+                fitted.append(_standardized(seen, fitted))
             case "robust_scale":
                 low, middle, high = (_at(fitted, quantile[share]) for share in QUARTILES)
                 fitted.append(Scale(shift=middle, factor=_inverse(high - low)))
@@ -116,6 +106,18 @@ def fit_number(where: str, place: FittedNumber, group: Input, notes: list[str]) 
         if isinstance(done, Scale) and done.factor == 0.0:
             notes.append(f"{where} is constant ({done.shift:g} after its steps) in the training split: it becomes 0")
     return place.model_copy(update={"steps": tuple(fitted), "splits": splits})
+
+
+def _statistics(value: Column, names: Sequence[str], shares: Sequence[float]) -> dict[str, Column]:
+    """What steps of those names need to know of the values present."""
+    wanted = {"num": F.count(value), "missing": F.count(in_train(F.lit(1))) - F.count(value), "mean": F.avg(value)}
+    if shares:
+        wanted["quantiles"] = F.percentile_approx(value, list(shares), QUANTILE_ACCURACY)
+    if "min_max" in names:
+        wanted |= {"min": F.min(value), "max": F.max(value)}
+    if "impute_most_frequent" in names:
+        wanted["mode"] = F.mode(value, True)
+    return wanted
 
 
 def _shares(steps: Sequence[Step]) -> tuple[float, ...]:
@@ -186,10 +188,10 @@ def _clip(step: Step, fitted: Sequence[NumberStep], quantile: Mapping[float, flo
     return Clip(low=low, high=high)
 
 
-def _standardized(seen: Stats, filled: float | None) -> Scale:
+def _standardized(seen: Stats, fitted: Sequence[NumberStep]) -> Scale:
     mean, variance = float(seen["step_mean"]), float(seen["step_variance"])
-    if seen["missing"] and filled is not None:
-        mean, variance = _with_filled(seen["num"], mean, variance, seen["missing"], filled)
+    if seen["missing"]:
+        mean, variance = _with_filled(seen["num"], mean, variance, seen["missing"], _at(fitted, None))
     return Scale(shift=mean, factor=_inverse(math.sqrt(variance)))
 
 
@@ -204,9 +206,8 @@ def _with_filled(num: int, mean: float, variance: float, missing: int, filled: f
 
 
 def _at(steps: Sequence[NumberStep], value: float | None) -> float:
-    found = stepped(steps, value)
-    assert found is not None, "a value that is present, or filled"
-    return found
+    """What the steps make of one value."""
+    return float(stepped_array(steps, np.array([np.nan if value is None else value]))[0])
 
 
 def _inverse(width: float) -> float:

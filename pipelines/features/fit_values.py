@@ -89,7 +89,12 @@ def count_values(rows: DataFrame, config: Config) -> Counted:
         .agg(F.count("*").alias("num"), (F.sum("y") if has_target else F.lit(0.0)).alias("labels"))
         .where(F.col("num") >= limit)
     )
-    table = counted.limit(MAX_VOCABULARY * (len(places) + 1)).toArrow()
+    most = MAX_VOCABULARY * sum(folds.values())
+    table = counted.limit(most + 1).toArrow()
+    if table.num_rows > most:
+        raise DataError(
+            f"features: wanted at most {most:,} values to count over all columns, seen more; raise min_count, or use hash"
+        )
     found: dict[int, dict[str | None, Count]] = defaultdict(dict)
     for number, value, part, num, labels in zip(*(column.to_pylist() for column in table.columns), strict=True):
         if value not in found[number]:
@@ -137,15 +142,17 @@ def fit_category(
     if isinstance(options, Hash):
         return FittedCategory(column=column, buckets=options.buckets, seed=config.seed)
     counts = counted.columns[name, place]
-    if len(counts) > MAX_VOCABULARY:
+    kept = [count for count in counts if count.num >= options.min_count]
+    if isinstance(options, Vocabulary):
+        kept = kept[: options.max_size]
+    if len(kept) > MAX_VOCABULARY:
         raise DataError(
             f"features.inputs.{name}: column {' x '.join(columns)!r}: wanted at most {MAX_VOCABULARY:,} values; raise "
             "min_count, set max_size, or use hash"
         )
-    kept = [count for count in counts if count.num >= options.min_count]
     values = tuple(count.value for count in kept)
     if isinstance(options, Vocabulary):
-        return FittedCategory(column=column, values=values[: options.max_size])
+        return FittedCategory(column=column, values=values)
     if isinstance(options, Frequency):
         return FittedEncoding(
             column=column, values=values, numbers=tuple(count.num / num_rows for count in kept), other=0.0

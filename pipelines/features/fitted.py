@@ -1,18 +1,22 @@
 """FittedFeatures: the fitted transform as JSON, for MLlib, torch and serving alike."""
 
-import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Literal
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipelines.config.features import PartName
 from pipelines.lake import Column, Contract, LabelSpec
 from pipelines.receipt import digest_of
 
 MISSING = "\x00"  # stands for null where values are compared; no text file holds it
 DAY_MICROS = 86_400_000_000.0
 BETWEEN = "\x1f"  # between the values of a cross
+
+Floats = npt.NDArray[np.float64]
 
 
 class _Frozen(BaseModel):
@@ -61,7 +65,7 @@ class DatePart(_Frozen):
     """A part of a date or timestamp in UTC, or the sine or cosine of its place in its cycle."""
 
     reads: Literal["date_part"] = "date_part"
-    part: Literal["year", "quarter", "month", "week", "day", "day_of_week", "day_of_year", "hour", "minute"]
+    part: PartName
     wave: Literal["sin", "cos"] | None = None
 
     @property
@@ -195,24 +199,24 @@ def _joined(column: str | tuple[str, ...]) -> str:
     return column if isinstance(column, str) else " x ".join(column)
 
 
-def stepped(steps: Sequence[NumberStep], value: float | None) -> float | None:
-    """What the steps make of one value."""
+def stepped_array(steps: Sequence[NumberStep], values: Floats) -> Floats:
+    """What the steps make of numbers, of which NaN is missing; `values` stays as it is."""
     for step in steps:
         match step:
             case Fill():
-                value = step.value if value is None else value
-            case _ if value is None:
-                pass
+                values = np.where(np.isnan(values), step.value, values)
             case Log1p():
-                value = math.log1p(max(value, 0.0))
+                values = np.log1p(np.where(values < 0, 0.0, values))
             case SignedLog():
-                value = math.copysign(math.log1p(abs(value)), value)
+                values = np.sign(values) * np.log1p(np.abs(values))
             case Clip():
-                value = max(value, -math.inf if step.low is None else step.low)
-                value = min(value, math.inf if step.high is None else step.high)
+                if step.low is not None:
+                    values = np.where(values < step.low, step.low, values)
+                if step.high is not None:
+                    values = np.where(values > step.high, step.high, values)
             case Scale():
-                value = (value - step.shift) * step.factor
-    return value
+                values = (values - step.shift) * step.factor
+    return values
 
 
 class FittedInput(_Frozen):

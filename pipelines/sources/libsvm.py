@@ -9,7 +9,7 @@ from pathlib import Path
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from pipelines.config.data import Source
+from pipelines.config.data import Source, sparse_size
 from pipelines.sources.lines import numbered_lines
 from pipelines.sources.reasons import first_reason, not_finite
 
@@ -17,7 +17,7 @@ from pipelines.sources.reasons import first_reason, not_finite
 def read(spark: SparkSession, source: Source, files: Sequence[Path], root: Path) -> DataFrame:
     """Rows of `files`: the label, and a struct of `ids` (from 0) and `values`."""
     (label, _), (vector, dtype) = source.columns.items()
-    size = int(dtype.removeprefix("sparse(").removesuffix(")"))
+    size = sparse_size(dtype)
     tokens = F.filter(F.split(F.split("_raw", "#")[0], r"\s+"), lambda token: token != "")
     pairs = F.transform(
         F.slice("_tokens", F.lit(2), F.greatest(F.size("_tokens") - 1, F.lit(0))), lambda t: F.split(t, ":")

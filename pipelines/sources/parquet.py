@@ -13,7 +13,7 @@ from pipelines.errors import DataError, one_line
 from pipelines.sources.lines import relative_path
 from pipelines.sources.reasons import first_reason, not_finite
 
-_TYPES = {
+ARROW_TYPES = {
     "int": pa.int32(),
     "bigint": pa.int64(),
     "float": pa.float32(),
@@ -62,10 +62,10 @@ def _fits(seen: pa.DataType, dtype: str) -> bool:
     if dtype == "timestamp":
         return bool(pa.types.is_timestamp(seen))
     if dtype.startswith("array<"):
-        element = _TYPES[dtype.removeprefix("array<").removesuffix(">")]
+        element = ARROW_TYPES[dtype.removeprefix("array<").removesuffix(">")]
         return bool(pa.types.is_list(seen) and seen.value_type == element)
     if dtype.startswith("sparse("):
         return bool(
             pa.types.is_struct(seen) and {seen.field(i).name for i in range(seen.num_fields)} == {"ids", "values"}
         )
-    return bool(seen == _TYPES[dtype])
+    return bool(seen == ARROW_TYPES[dtype])

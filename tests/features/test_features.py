@@ -14,6 +14,7 @@ from pyspark.sql import functions as F
 from pipelines.config import load_config
 from pipelines.errors import DataError
 from pipelines.features.apply import transform
+from pipelines.features.fit import fit
 from pipelines.features.fitted import FittedFeatures
 from pipelines.features.split import with_split
 from pipelines.lake import Snapshot
@@ -29,8 +30,6 @@ def fitted_on(
     spark: SparkSession, workload: Workload, rows: list[tuple[Any, ...]], **inputs: Any
 ) -> tuple[FittedFeatures, list[str]]:
     """Fit inputs on rows of (a, b, color, y, split)."""
-    from pipelines.features.fit import fit
-
     features = {"label": {"column": "y", "kind": "binary", "positive": [1], "negative": [0]}, "inputs": inputs}
     config = load_config(workload("", features=features))
     table = spark.createDataFrame(rows, "a double, b double, color string, y int, _split string")
@@ -109,8 +108,6 @@ def test_missing_values_as_a_feature(spark: SparkSession, workload: Workload) ->
 
 
 def test_dates_become_numbers(spark: SparkSession, workload: Workload) -> None:
-    from pipelines.features.fit import fit
-
     source = {"format": "csv", "paths": "x", "schema": "born date, seen timestamp, y int"}
     inputs = {
         "parts": {
@@ -142,8 +139,6 @@ def test_frequencies(spark: SparkSession, workload: Workload) -> None:
 def test_a_cross_is_a_value_of_its_own(spark: SparkSession, workload: Workload) -> None:
     rows = [(0.0, 0.0, color, y, split) for color, y, split in (("a", 1, "train"), ("b", 0, "train"), ("a", 0, "test"))]
     table = [(*row, kind) for row, kind in zip(rows, ("x", "y", "x"), strict=True)]
-    from pipelines.features.fit import fit
-
     source = {"format": "csv", "paths": "x", "schema": "a double, b double, color string, y int, kind string"}
     features = {
         "label": {"column": "y", "kind": "binary", "positive": [1]},
@@ -160,8 +155,6 @@ def test_a_cross_is_a_value_of_its_own(spark: SparkSession, workload: Workload) 
 
 def test_target_encoding_keeps_a_rows_own_label_out(spark: SparkSession, workload: Workload) -> None:
     """A category a row: its mean is its label. Out of fold nothing of it is left."""
-    from pipelines.features.fit import fit
-
     steps = [{"target": {"smoothing": 1, "folds": 4}}]
     features = {
         "label": {"column": "y", "kind": "binary", "positive": [1]},
@@ -225,6 +218,22 @@ def test_vocabularies_are_ordered_by_count_and_unseen_is_zero(spark: SparkSessio
     steps = [{"vocabulary": {"max_size": 2}}]
     fitted, _ = fitted_on(spark, workload, TRAIN, x={"columns": ["color"], "steps": steps})
     assert fitted.inputs[0].columns[0].num_ids == 3
+
+
+def test_a_vocabulary_too_large_is_refused_until_it_is_cut(
+    spark: SparkSession, workload: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.features.fit_values.MAX_VOCABULARY", 2)
+    with pytest.raises(
+        DataError, match="column 'color': wanted at most 2 values; raise min_count, set max_size, or use"
+    ):
+        fitted_on(spark, workload, TRAIN, x={"columns": ["color"], "steps": ["vocabulary"]})
+    steps = [{"vocabulary": {"max_size": 2}}]
+    fitted, _ = fitted_on(spark, workload, TRAIN, x={"columns": ["color"], "steps": steps})
+    assert fitted.inputs[0].columns[0].values == ("red", None)  # type: ignore[union-attr]
+    monkeypatch.setattr("pipelines.features.fit_values.MAX_VOCABULARY", 1)
+    with pytest.raises(DataError, match="wanted at most 3 values to count over all columns, seen more"):
+        fitted_on(spark, workload, TRAIN, x={"columns": ["color"], "steps": steps})
 
 
 def test_hashes_need_no_fit(spark: SparkSession, workload: Workload) -> None:

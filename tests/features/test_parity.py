@@ -16,6 +16,7 @@ from pyspark.sql import SparkSession
 
 from pipelines.arrays import to_array, to_padded
 from pipelines.config import Config, load_config
+from pipelines.config.data import sparse_size
 from pipelines.errors import DataError
 from pipelines.features.apply import transform
 from pipelines.features.apply_arrow import ArrowFeatures
@@ -33,23 +34,14 @@ from pipelines.features.fitted import (
     SignedLog,
 )
 from pipelines.lake import LabelSpec
+from pipelines.sources.parquet import ARROW_TYPES
 from tests.conftest import ROOT
 
 ROWS = 20_000
 WORKLOADS = sorted((ROOT / "conf").glob("*.yaml"))
 NUMBERS = [math.nan, math.inf, -math.inf, 0.0, -0.0, 1e300, -1e300, 5e-324, 1e-9, -1e-9, 2.0**53 + 1, 1.7976e308, -3.0]
 TEXTS = ["", " ", "a", "Ünïcödé", "日本語", "\U0001f600", "a\tb", "\x1f", "null", "NaN", "0", "x" * 300]
-TYPES = {
-    "int": pa.int32(),
-    "bigint": pa.int64(),
-    "float": pa.float32(),
-    "double": pa.float64(),
-    "string": pa.string(),
-    "boolean": pa.bool_(),
-    "date": pa.date32(),
-    "timestamp": pa.timestamp("us", "UTC"),
-    "binary": pa.binary(),
-}
+TYPES = ARROW_TYPES | {"timestamp": pa.timestamp("us", "UTC")}
 LABEL = FittedLabel(spec=LabelSpec(kind="binary", column="y"))
 
 EVERY_STEP = {
@@ -90,7 +82,7 @@ SCHEMA = "a double, small float, i int, big bigint, flag boolean, color string, 
 def column(dtype: str, num: int, generator: np.random.Generator, *, nasty: bool) -> pa.Array:
     """Values of a schema's type; nasty ones hold nulls, NaN, infinities, unseen and unusual values."""
     if dtype.startswith("sparse("):
-        size, longest = int(dtype[7:-1]), 6
+        size, longest = sparse_size(dtype), 6
         ids = [
             sorted(generator.choice(size, generator.integers(0 if nasty else 1, longest), False)) for _ in range(num)
         ]
@@ -142,7 +134,7 @@ def raw(config: Config, num: int, *, seed: int, nasty: bool) -> pa.Table:
     return pa.table(columns | {"_split": pa.array(splits.tolist())})
 
 
-def on_both(spark: SparkSession, fitted: FittedFeatures, rows: pa.Table) -> None:
+def assert_alike_on_both(spark: SparkSession, fitted: FittedFeatures, rows: pa.Table) -> None:
     """Apply on both engines and compare."""
     found = transform(spark.createDataFrame(rows), fitted, keep=["row_id"]).orderBy("row_id").toArrow()
     tensors = ArrowFeatures(fitted)(rows)
@@ -171,7 +163,7 @@ def assert_ulp(got: npt.NDArray[np.float32], wanted: npt.NDArray[np.float32], wh
 def test_a_workload_on_nasty_rows(spark: SparkSession, path: Path) -> None:
     config = load_config(path)
     fitted = fit(spark.createDataFrame(raw(config, 2_000, seed=1, nasty=False)), config).fitted
-    on_both(spark, fitted, raw(config, ROWS, seed=2, nasty=True))
+    assert_alike_on_both(spark, fitted, raw(config, ROWS, seed=2, nasty=True))
 
 
 def test_every_step_on_nasty_rows(spark: SparkSession, workload: Callable[..., Path]) -> None:
@@ -181,9 +173,9 @@ def test_every_step_on_nasty_rows(spark: SparkSession, workload: Callable[..., P
     again = FittedFeatures.model_validate_json(fitted.model_dump_json())
     assert again == fitted
     rows = raw(config, ROWS, seed=2, nasty=True)
-    on_both(spark, again, rows)
-    on_both(spark, again, rows.slice(ROWS - 100))
-    on_both(spark, again, rows.slice(7, 1))
+    assert_alike_on_both(spark, again, rows)
+    assert_alike_on_both(spark, again, rows.slice(ROWS - 100))
+    assert_alike_on_both(spark, again, rows.slice(7, 1))
 
 
 def every_step(workload: Callable[..., Path]) -> Config:
@@ -245,7 +237,7 @@ def test_any_steps_on_any_values(
             "t": pa.array(texts, pa.string()),
         }
     )
-    on_both(spark, fitted, rows)
+    assert_alike_on_both(spark, fitted, rows)
 
 
 @pytest.mark.parametrize(
