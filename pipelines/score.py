@@ -24,14 +24,14 @@ from pipelines.assemble import assemble
 from pipelines.config import Config
 from pipelines.errors import LakeError
 from pipelines.features.apply import transform
-from pipelines.features.fitted import Bundle, FittedCategory, FittedFeatures
+from pipelines.features.fitted import BUNDLE_FILE, Bundle, FittedCategory, FittedFeatures
 from pipelines.features.split import with_split
 from pipelines.ingest import parse
 from pipelines.lake import Contract, LabelSpec, Snapshot, scratch_path, table_path
 from pipelines.session import get_session
 from pipelines.stage import Given, Made
 from pipelines.tables import read_table, write_table
-from pipelines.tracking import BUNDLE_FILE, ModelRef, Registered
+from pipelines.tracking import ModelRef, Registered
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ def loaded(ref: ModelRef, scratch: Path) -> Iterator[Loaded]:
         path = tracking.download(ref.uri, folder)
         if not (path / BUNDLE_FILE).is_file():
             raise LakeError(f"{ref.uri}: wanted {BUNDLE_FILE} beside the model, seen none; train and register it anew")
-        yield Loaded(ref, Bundle.model_validate_json((path / BUNDLE_FILE).read_bytes()), path)
+        yield Loaded(ref, Bundle.load(path), path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -219,7 +219,7 @@ def _unseen(fitted: FittedFeatures) -> list[SparkColumn]:
         F.count_if(F.col(group.name)[place] == 0).alias(f"unseen:{column.name}")
         for group in fitted.inputs
         for place, column in enumerate(group.columns)
-        if isinstance(column, FittedCategory) and column.values is not None
+        if isinstance(column, FittedCategory) and column.buckets is None
     ]
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import psutil
 from pydantic import BaseModel, ConfigDict
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 REF_TAG, EVALUATION_TAG = "headrace.model", "headrace.evaluation"
 _PROCESS_TAG = "headrace.process"
-BUNDLE_FILE = "headrace.json"
 T = TypeVar("T")
 
 
@@ -336,15 +335,21 @@ def _requirements(*packages: str) -> list[str]:
     return [f"{package}=={installed_version(package)}" for package in packages]
 
 
-def _attach(uri: str, bundle: BaseModel) -> None:
+class Attachment(Protocol):
+    """What goes with a model."""
+
+    def save(self, folder: Path) -> None:
+        """Write its files."""
+
+
+def _attach(uri: str, bundle: Attachment) -> None:
     """Put the bundle beside the model's files, so that the model can be applied to raw rows wherever it is."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / BUNDLE_FILE
-        path.write_text(bundle.model_dump_json(indent=1), encoding="utf-8")
-        _mlflow().MlflowClient().log_model_artifact(uri.removeprefix("models:/"), str(path))
+        bundle.save(Path(folder))
+        _mlflow().MlflowClient().log_model_artifacts(uri.removeprefix("models:/"), folder)
 
 
-def log_classic(model: "Model", name: str, *, bundle: BaseModel, scratch: Path) -> tuple[str, int]:
+def log_classic(model: "Model", name: str, *, bundle: Attachment, scratch: Path) -> tuple[str, int]:
     """Log an MLlib model in the active run, by way of `scratch`. Returns its URI and its size in bytes."""
     import mlflow.spark
     from mlflow.models import Model as MLflowModel
@@ -384,7 +389,7 @@ def log_torch(
     run_id: str,
     *,
     examples: Mapping[str, "np.ndarray[Any, Any]"],
-    bundle: BaseModel,
+    bundle: Attachment,
 ) -> tuple[str, int]:
     """Log a torch network as an exported program (pt2: no pickle). Returns its URI and its size in bytes.
 

@@ -13,6 +13,7 @@ from pyspark.sql import SparkSession
 from pipelines import tracking
 from pipelines.assemble import VECTOR, assemble
 from pipelines.errors import ConfigError
+from pipelines.features.fitted import BUNDLE_FILE
 from pipelines.tracking import ModelRef
 from tests.stages import features_of, run
 
@@ -54,7 +55,7 @@ def test_a_model_loads_back_from_the_lake_and_from_mlflow(spark: SparkSession, l
 
     from_lake = probabilities(LogisticRegressionModel.load(ref.path))
     assert from_lake == probabilities(tracking.load_classic(tracking.download(ref.uri, tmp_path)))
-    assert (tmp_path / tracking.BUNDLE_FILE).is_file() and ref.size_bytes > 1000
+    assert (tmp_path / BUNDLE_FILE).is_file() and ref.size_bytes > 1000
 
 
 ALL = [

@@ -1,4 +1,4 @@
-"""Apply a FittedFeatures on Spark: column expressions, and a broadcast join a vocabulary. No Python rows."""
+"""Apply a FittedFeatures on Spark: column expressions, and a join a vocabulary, broadcast where it is small."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -29,6 +29,8 @@ from pipelines.features.fitted import (
     SignedLog,
 )
 
+HEAD_VALUES = 10_000  # of stored values, those that are broadcast
+
 
 def transform(
     rows: DataFrame, fitted: FittedFeatures, *, keep: list[str], fitted_on: Column | None = None
@@ -47,8 +49,8 @@ def transform(
     """
     for fitted_input in fitted.inputs:
         for place, column in enumerate(fitted_input.columns):
-            if isinstance(column, FittedEncoding) or (isinstance(column, FittedCategory) and column.values is not None):
-                rows = _join_values(rows, _joined_name(fitted_input, place), column, fitted_on)
+            if isinstance(column, FittedEncoding) or (isinstance(column, FittedCategory) and column.buckets is None):
+                rows = _with_values(rows, _joined_name(fitted_input, place), column, fitted_on)
     columns = [column for fitted_input in fitted.inputs for column in _input_columns(rows, fitted_input)]
     return rows.select(*keep, *columns)
 
@@ -162,33 +164,69 @@ def _key(column: FittedCategory | FittedEncoding) -> Column:
     return F.coalesce(category_text(columns), F.lit(MISSING))
 
 
-def _join_values(
+def _with_values(
     rows: DataFrame, name: str, column: FittedCategory | FittedEncoding, fitted_on: Column | None
 ) -> DataFrame:
     """`rows` with what the fitted values give, null for a category that has none."""
+    by_fold = isinstance(column, FittedEncoding) and bool(column.fold_others) and fitted_on is not None
     key = f"_key{name}"
+    rows = rows.withColumn(key, _key(column))
+    rows = (_join_stored if column.stored else _join_inline)(rows, key, name, column, by_fold=by_fold).drop(key)
+    if isinstance(column, FittedCategory):
+        return rows
+    if not by_fold or fitted_on is None:
+        return rows.withColumn(name, F.coalesce(name, F.lit(column.other)))
+    others = [*column.fold_others, column.other]  # the last is that of rows of no fold
+    place = F.when(fitted_on, fold(len(column.fold_others), column.seed)).otherwise(len(column.fold_others))
+    return rows.withColumn(name, F.coalesce(F.get(name, place), F.get(F.array(*map(F.lit, others)), place)))
+
+
+def _join_inline(
+    rows: DataFrame, key: str, name: str, column: FittedCategory | FittedEncoding, *, by_fold: bool
+) -> DataFrame:
     values = [MISSING if value is None else value for value in column.values or ()]
     given: pa.Array
-    place: Column | None = None
     if isinstance(column, FittedCategory):
         given = pa.array(range(1, len(values) + 1), pa.int64())
-    elif column.folds and fitted_on is not None:  # the last number is that of rows of no fold
-        place = F.when(fitted_on, fold(len(column.folds), column.seed)).otherwise(len(column.folds))
+    elif by_fold:
         given = pa.array([list(row) for row in zip(*column.folds, column.numbers, strict=True)], pa.list_(pa.float64()))
     else:
         given = pa.array(column.numbers, pa.float64())
     table = rows.sparkSession.createDataFrame(pa.table({key: pa.array(values, pa.string()), name: given}))
-    joined = rows.withColumn(key, _key(column)).join(F.broadcast(table), on=key, how="left").drop(key)
-    if isinstance(column, FittedCategory):
-        return joined
-    if place is None:
-        return joined.withColumn(name, F.coalesce(name, F.lit(column.other)))
-    others = F.array(*map(F.lit, column.fold_others), F.lit(column.other))
-    return joined.withColumn(name, F.coalesce(F.get(name, place), F.get(others, place)))
+    return rows.join(F.broadcast(table), on=key, how="left")
+
+
+def _join_stored(
+    rows: DataFrame, key: str, name: str, column: FittedCategory | FittedEncoding, *, by_fold: bool
+) -> DataFrame:
+    """The most frequent values are broadcast, so that none of them makes one task of the shuffle behind it long.
+
+    The rows that found theirs are dealt to all tasks of the shuffle by a number of their own.
+    """
+    assert column.stored is not None
+    table = rows.sparkSession.read.parquet(*column.stored.paths())
+    given = F.col("id") if isinstance(column, FittedCategory) else F.col("number")
+    if by_fold:
+        given = F.concat("folds", F.array("number"))
+    is_head = F.col("id") <= HEAD_VALUES
+    head = table.where(is_head).select(F.col("value").alias(key), given.alias(name))
+    tail = table.where(~is_head).select(
+        F.xxhash64("value").alias(f"{key}_spread"), F.col("value").alias(f"{key}_tail"), given.alias(f"{name}_tail")
+    )
+    rows = rows.join(F.broadcast(head), on=key, how="left")
+    looked_for = F.col(name).isNull()
+    rows = rows.withColumns(
+        {
+            f"{key}_spread": F.when(looked_for, F.xxhash64(key)).otherwise(F.monotonically_increasing_id()),
+            f"{key}_tail": F.when(looked_for, F.col(key)),
+        }
+    )
+    rows = rows.join(tail, on=[f"{key}_spread", f"{key}_tail"], how="left").drop(f"{key}_spread", f"{key}_tail")
+    return rows.withColumn(name, F.coalesce(name, f"{name}_tail")).drop(f"{name}_tail")
 
 
 def _category(column: FittedCategory, joined: str) -> Column:
-    if column.values is not None:
+    if column.buckets is None:
         return F.coalesce(F.col(joined), F.lit(0))
     return F.pmod(F.xxhash64(_key(column), F.lit(column.seed)), F.lit(column.buckets))
 

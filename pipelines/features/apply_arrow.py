@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import xxhash
 
 from pipelines.arrays import one_chunk, to_array, to_padded
@@ -33,11 +34,13 @@ from pipelines.features.fitted import (
     FittedInput,
     FittedNumber,
     Floats,
+    Stored,
     stepped_array,
 )
 from pipelines.lake import Column
 
 _FEW = 512  # rows for which a dictionary is faster than a hash table that Arrow builds anew for each call
+_HASHED_AT_ONCE = 1 << 16
 _SPARK_SEED = 42  # of its xxhash64
 
 Ids = npt.NDArray[np.int64]
@@ -96,14 +99,31 @@ def _reader(column: FittedColumn) -> Reader:
             return lambda rows: pc.is_null(_column(rows, column.missing), nan_is_null=True).to_numpy(
                 zero_copy_only=False
             )
-        case FittedCategory(values=None):
+        case FittedCategory(buckets=int()):
             return lambda rows: _hashed(_text(rows, column.column), column)
+        case FittedCategory(stored=Stored() as stored):
+            table = _stored_table(stored, "id")
+            return _looking_up(column, _StoredLookup(table), [*table.column("id").to_numpy(), 0])
         case FittedCategory():
-            ids = _Lookup(column.values or ())
-            return lambda rows: ids(_text(rows, column.column)) + 1
+            values = column.values or ()
+            return _looking_up(column, _Lookup(values), [*range(1, len(values) + 1), 0])
+        case FittedEncoding(stored=Stored() as stored):
+            table = _stored_table(stored, "number")
+            return _looking_up(column, _StoredLookup(table), [*table.column("number").to_numpy(), column.other])
         case FittedEncoding():
-            places, numbers = _Lookup(column.values), np.array([*column.numbers, column.other])
-            return lambda rows: numbers[places(_text(rows, column.column))]
+            return _looking_up(column, _Lookup(column.values), [*column.numbers, column.other])
+
+
+def _looking_up(
+    column: FittedCategory | FittedEncoding, places: Callable[[pa.Array], Ids], given: Sequence[Any]
+) -> Reader:
+    """What is given for the places of values, the last for those that have none."""
+    array = np.array(given)
+    return lambda rows: array[places(_text(rows, column.column))]
+
+
+def _stored_table(stored: Stored, given: str) -> pa.Table:
+    return pa.concat_tables([pq.read_table(path, columns=["value", given]) for path in stored.paths()])
 
 
 class _Lookup:
@@ -120,6 +140,36 @@ class _Lookup:
         places = pc.fill_null(pc.index_in(texts, value_set=self._values), -1)
         found: Ids = places.to_numpy().astype(np.int64)
         return found
+
+
+class _StoredLookup:
+    """The same for millions of values: a sorted array of their hashes, and a look at the text that is found there."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._values = one_chunk(table.column("value"))
+        hashes = _hashes(self._values)
+        self._order = np.argsort(hashes, kind="stable")
+        self._sorted = hashes[self._order]
+        runs = np.unique(self._sorted, return_counts=True)[1]
+        self._longest = int(runs.max(initial=0))  # 1, unless two values have one hash
+
+    def __call__(self, texts: pa.Array) -> Ids:
+        encoded = texts.dictionary_encode()
+        unique = encoded.dictionary
+        first = np.searchsorted(self._sorted, _hashes(unique))
+        found = np.full(len(unique), -1, dtype=np.int64)
+        for further in range(self._longest):
+            places = self._order[np.minimum(first + further, len(self._order) - 1)]
+            same = pc.equal(self._values.take(pa.array(places)), unique).to_numpy(zero_copy_only=False)
+            found = np.where(same, places, found)
+        taken: Ids = found[encoded.indices.to_numpy()]
+        return taken
+
+
+def _hashes(texts: pa.Array) -> npt.NDArray[np.uint64]:
+    digest, encoded = xxhash.xxh64_intdigest, texts.cast(pa.binary())
+    parts = (encoded.slice(start, _HASHED_AT_ONCE).to_pylist() for start in range(0, len(encoded), _HASHED_AT_ONCE))
+    return np.fromiter((digest(text) for part in parts for text in part), np.uint64, len(encoded))
 
 
 def _column(rows: Rows, name: str) -> pa.Array:

@@ -48,7 +48,10 @@ def build(given: Given) -> Made:
             "fitted": fitted.fitted.model_dump(mode="json"),
             "input_reads": passes,
         },
-        outputs=[str(file) for snapshot in snapshots.values() for file in snapshot.paths()],
+        outputs=[
+            *[str(file) for snapshot in snapshots.values() for file in snapshot.paths()],
+            *[file for stored in fitted.fitted.stored for file in stored.paths()],
+        ],
         lines=[
             ", ".join(f"{split} {s.rows:,} rows in {len(s.files)} files" for split, s in snapshots.items()),
             f"input read {len(passes)} times: {', '.join(passes)}",

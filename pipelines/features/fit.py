@@ -12,8 +12,9 @@ from pipelines.config import Config
 from pipelines.config.data import sparse_size
 from pipelines.config.features import Features, Input, Label
 from pipelines.errors import DataError
+from pipelines.features.fit_categories import fit_category
 from pipelines.features.fit_numbers import Asking, fit_number, number_places
-from pipelines.features.fit_values import Counted, class_texts, count_values, fit_category
+from pipelines.features.fit_values import Counted, class_texts, counted_values
 from pipelines.features.fitted import (
     FittedColumn,
     FittedFeatures,
@@ -74,15 +75,13 @@ def fit(rows: DataFrame, config: Config) -> Fit:
         if not num:
             raise DataError(f"split: wanted rows in {split}, seen none; change the shares, or ingest more rows")
     _check_whole_columns(features, stats)
-    counted = count_values(rows, config)
-    fitted = FittedFeatures(
-        inputs=tuple(_fit_input(name, config, numbers, counted, num_rows["train"]) for name in features.inputs),
-        label=_fit_label(features.label, config.source.columns[features.label.column], stats, counted),
-    )
+    with counted_values(rows, config) as counted:
+        inputs = [_fit_input(name, config, numbers, counted, num_rows["train"], notes) for name in features.inputs]
+        label = _fit_label(features.label, config.source.columns[features.label.column], stats, counted)
     widths = {n: max(1, int(stats[f"{n}:width"])) for n, group in features.inputs.items() if group.kind == "sparse"}
     passes = ["statistics"] * rounds + ["values"] * (counted.is_unique is not None)
     return Fit(
-        fitted=fitted,
+        fitted=FittedFeatures(inputs=tuple(inputs), label=label),
         sparse_widths=widths,
         rows=num_rows,
         notes=notes,
@@ -163,7 +162,12 @@ def _check_whole_columns(features: Features, stats: Stats) -> None:
 
 
 def _fit_input(
-    name: str, config: Config, numbers: Mapping[str, FittedNumber], counted: Counted, num_rows: int
+    name: str,
+    config: Config,
+    numbers: Mapping[str, FittedNumber],
+    counted: Counted,
+    num_rows: int,
+    notes: list[str],
 ) -> FittedInput:
     group = config.features.inputs[name]
     if group.kind == "sparse":
@@ -178,7 +182,7 @@ def _fit_input(
         return FittedInput(name=name, kind="dense", source=group.columns[0], shape=(step.vector.width,))
     columns: Sequence[FittedColumn]
     if group.reads_values:
-        columns = [fit_category(config, name, place, counted, num_rows) for place in range(len(group.sources))]
+        columns = [fit_category(config, name, place, counted, num_rows, notes) for place in range(len(group.sources))]
     elif _is_number(group):
         columns = [numbers[f"{name}:{place}"] for place in range(len(number_places(group)))]
     else:

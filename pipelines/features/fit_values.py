@@ -1,21 +1,29 @@
-"""Fit vocabularies and encodings: the values of all their columns are counted in one pass."""
+"""Count the values that vocabularies, encodings, class labels and the key are fitted on, all in one pass.
+
+The counts stay distributed. Columns whose values fit into the fitted transform's JSON come to the driver; those of the
+others are ranked and written where they are (see `stored`).
+"""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
+from pyspark.storagelevel import StorageLevel
 
 from pipelines.config import Config
-from pipelines.config.features import Frequency, Hash, Input, Label, Target, Vocabulary
+from pipelines.config.features import Hash, Label, Target
 from pipelines.errors import DataError
 from pipelines.features.apply import category_text, fold
-from pipelines.features.fitted import FittedCategory, FittedEncoding
 from pipelines.lake import ROW_ID
 
-MAX_VOCABULARY = 1_000_000  # values that fit the driver and a broadcast; beyond, hash
+INLINE_BYTES = 16 << 20  # of the values of all columns together that the fitted transform's JSON holds
+CLASSES_BYTES = 1 << 20  # of the values of a class label
 _KEY, _LABEL = -2, -1  # the places of the key and the label among the columns whose values are counted
+
+Place = tuple[str, int]  # an input, and the place in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,21 +42,27 @@ class Count:
 
 @dataclass(frozen=True)
 class Counted:
-    """Counts of every column whose values are read, most frequent first, ties in the order of the values.
+    """Counts of every column whose values are read, in the training rows.
 
     Attributes:
-        columns: By input and place in it; training rows.
+        columns: Most frequent first, ties in the order of the values; those that fit the driver.
+        large: The counts of the others: `value`, `rows` (array<bigint>) and `labels` (array<double>) by fold.
         label: All rows; empty for a real label.
         is_unique: No two rows have one `row_id`, where the source has a key. None: nothing was counted.
     """
 
-    columns: Mapping[tuple[str, int], list[Count]]
-    label: Mapping[str | None, int]
-    is_unique: bool | None
+    columns: Mapping[Place, list[Count]] = field(default_factory=dict)
+    large: Mapping[Place, DataFrame] = field(default_factory=dict)
+    label: Mapping[str | None, int] = field(default_factory=dict)
+    is_unique: bool | None = None
 
 
-def count_values(rows: DataFrame, config: Config) -> Counted:
-    """Count the values of every column of a vocabulary or an encoding, of the label and of the key, in one pass."""
+@contextmanager
+def counted_values(rows: DataFrame, config: Config) -> Iterator[Counted]:
+    """Count the values of every column of a vocabulary or an encoding, of the label and of the key, in one pass.
+
+    `Counted.large` can be read inside the body.
+    """
     features = config.features
     places = [
         (name, place)
@@ -56,9 +70,45 @@ def count_values(rows: DataFrame, config: Config) -> Counted:
         if group.reads_values and not isinstance(group.reads_values.options, Hash)
         for place in range(len(group.sources))
     ]
-    label = features.label
-    if not places and label.kind == "real":
-        return Counted({}, {}, None)
+    if not places and features.label.kind == "real":
+        yield Counted()
+        return
+    counts = _counts(rows, config, places).persist(StorageLevel.MEMORY_AND_DISK)
+    try:
+        size = F.sum(F.coalesce(F.octet_length("value"), F.lit(0)) + 8).alias("size")
+        sizes = {row["place"]: int(row["size"]) for row in counts.groupBy("place").agg(size).collect()}
+        is_unique = sizes.pop(_KEY, None) is None
+        if sizes.get(_LABEL, 0) > CLASSES_BYTES:
+            raise DataError(
+                f"features.label: column {features.label.column!r}: wanted classes, seen more values than any network has "
+                "outputs; use kind real, or another column"
+            )
+        inline = _fitting(sizes)
+        found = _collected(counts.where(F.col("place").isin(inline)))
+        large = {places[number]: number for number in sizes if number not in inline}
+        yield Counted(
+            columns={at: found[number] for number, at in enumerate(places) if at not in large},
+            large={at: counts.where(F.col("place") == number).drop("place") for at, number in large.items()},
+            label={count.value: count.num for count in found[_LABEL]},
+            is_unique=is_unique,
+        )
+    finally:
+        counts.unpersist()
+
+
+def _fitting(sizes: Mapping[int, int]) -> list[int]:
+    """The label, and the smallest of the other places that together hold at most `INLINE_BYTES`."""
+    found, taken = [_LABEL], 0
+    for place, size in sorted(sizes.items(), key=lambda pair: pair[1]):
+        taken += 0 if place == _LABEL else size
+        if taken <= INLINE_BYTES:
+            found.append(place)
+    return found
+
+
+def _counts(rows: DataFrame, config: Config, places: Sequence[Place]) -> DataFrame:
+    """Rows and sums of labels by place and value, arrays by fold, without values that are too rare to be asked for."""
+    features, label = config.features, config.features.label
 
     def entry(number: int, value: Column, part: Column) -> Column:
         return F.struct(F.lit(number).alias("place"), value.alias("value"), part.alias("fold"))
@@ -66,45 +116,49 @@ def count_values(rows: DataFrame, config: Config) -> Counted:
     of_all = [] if label.kind == "real" else [entry(_LABEL, F.col(label.column).cast("string"), F.lit(0))]
     if config.source.key:
         of_all.append(entry(_KEY, F.col(ROW_ID).cast("string"), F.lit(0)))
-    of_columns, limits, folds = [], [], {_KEY: 1, _LABEL: 1}
+    of_columns, least, folds = [], [2, 0], [1, 1]  # a key is looked for where it stands twice
     for number, (name, place) in enumerate(places):
         group = features.inputs[name]
         options = group.reads_values.options  # type: ignore[union-attr]
         is_target = isinstance(options, Target)
         part = fold(options.folds, config.seed) if is_target else F.lit(0)
-        folds[number] = options.folds if is_target else 1
         of_columns.append(entry(number, category_text(group.sources[place]), part))
-        limits.append(0 if is_target else options.min_count)
+        folds.append(options.folds if is_target else 1)
+        least.append(0 if is_target else options.min_count)
     entries = F.when(F.col("_split") == "train", F.array(*of_all, *of_columns))
     if of_all:
         entries = entries.otherwise(F.array(*of_all))
-    limit = F.get(F.array(F.lit(2), F.lit(0), *map(F.lit, limits)), F.col("place") - _KEY)
-    has_target = any(
-        isinstance(group.reads_values.options, Target) for group in features.inputs.values() if group.reads_values
-    )
-    y = label_value(label, config.source.columns[label.column]) if has_target else F.lit(None).cast("double")
+
+    def of_place(numbers: Sequence[int]) -> Column:
+        return F.get(F.array(*map(F.lit, numbers)), F.col("place") - _KEY)
+
+    y = label_value(label, config.source.columns[label.column]) if max(folds) > 1 else F.lit(0.0)
     counted = (
         rows.select(y.alias("y"), F.explode(entries).alias("entry"))
         .groupBy("entry.place", "entry.value", "entry.fold")
-        .agg(F.count("*").alias("num"), (F.sum("y") if has_target else F.lit(0.0)).alias("labels"))
-        .where(F.col("num") >= limit)
+        .agg(F.count("*").alias("num"), F.sum("y").alias("sum"))
     )
-    most = MAX_VOCABULARY * sum(folds.values())
-    table = counted.limit(most + 1).toArrow()
-    if table.num_rows > most:
-        raise DataError(
-            f"features: wanted at most {most:,} values to count over all columns, seen more; raise min_count, or use hash"
-        )
-    found: dict[int, dict[str | None, Count]] = defaultdict(dict)
-    for number, value, part, num, labels in zip(*(column.to_pylist() for column in table.columns), strict=True):
-        if value not in found[number]:
-            found[number][value] = Count(value, [0] * folds[number], [0.0] * folds[number])
-        count = found[number][value]
-        count.rows[part], count.labels[part] = num, labels
-    ordered = {
-        at: sorted(found[number].values(), key=lambda c: (-c.num, c.value or "")) for number, at in enumerate(places)
-    }
-    return Counted(ordered, {value: count.num for value, count in found[_LABEL].items()}, not found[_KEY])
+    if max(folds) == 1:
+        kept = counted.where(F.col("num") >= of_place(least))
+        return kept.select("place", "value", F.array("num").alias("rows"), F.array("sum").alias("labels"))
+    of_fold = F.map_from_entries(F.collect_list(F.struct("fold", F.struct("num", "sum"))))
+    by_fold = counted.groupBy("place", "value").agg(of_fold.alias("seen"), F.sum("num").alias("num"))
+    numbers = F.sequence(F.lit(0), of_place(folds) - 1)
+    nothing = F.struct(F.lit(0).cast("bigint").alias("num"), F.lit(0.0).alias("sum"))
+    seen = F.transform(numbers, lambda part: F.coalesce(F.try_element_at("seen", part), nothing))
+    kept = by_fold.where(F.col("num") >= of_place(least)).withColumn("seen", seen)
+    return kept.select("place", "value", F.col("seen.num").alias("rows"), F.col("seen.sum").alias("labels"))
+
+
+def _collected(counts: DataFrame) -> dict[int, list[Count]]:
+    """Counts by place, most frequent first, ties in the order of the values."""
+    found: dict[int, list[Count]] = defaultdict(list)
+    table = counts.select("place", "value", "rows", "labels").toArrow()
+    for place, *count in zip(*(column.to_pylist() for column in table.columns), strict=True):
+        found[place].append(Count(*count))
+    for several in found.values():
+        several.sort(key=lambda count: (-count.num, count.value or "", count.value is not None))
+    return found
 
 
 def label_value(label: Label, dtype: str) -> Column:
@@ -118,78 +172,3 @@ def label_value(label: Label, dtype: str) -> Column:
 def class_texts(values: Sequence[str | int | float], dtype: str) -> tuple[str, ...]:
     """Class values of the config as Spark's cast of a column of that type to string writes them."""
     return tuple(str(float(value)) if dtype in ("float", "double") else str(value) for value in values)
-
-
-def fit_category(
-    config: Config, name: str, place: int, counted: Counted, num_rows: int
-) -> FittedCategory | FittedEncoding:
-    """The vocabulary, hash or encoding of one place of an input.
-
-    Args:
-        config: The workload.
-        name: The input.
-        place: The place in it.
-        counted: Of all columns.
-        num_rows: Training rows.
-
-    Raises:
-        DataError: More values than fit.
-    """
-    group: Input = config.features.inputs[name]
-    options = group.reads_values.options  # type: ignore[union-attr]
-    columns = group.sources[place]
-    column = columns[0] if len(columns) == 1 else columns
-    if isinstance(options, Hash):
-        return FittedCategory(column=column, buckets=options.buckets, seed=config.seed)
-    counts = counted.columns[name, place]
-    kept = [count for count in counts if count.num >= options.min_count]
-    if isinstance(options, Vocabulary):
-        kept = kept[: options.max_size]
-    if len(kept) > MAX_VOCABULARY:
-        raise DataError(
-            f"features.inputs.{name}: column {' x '.join(columns)!r}: wanted at most {MAX_VOCABULARY:,} values; raise "
-            "min_count, set max_size, or use hash"
-        )
-    values = tuple(count.value for count in kept)
-    if isinstance(options, Vocabulary):
-        return FittedCategory(column=column, values=values)
-    if isinstance(options, Frequency):
-        return FittedEncoding(
-            column=column, values=values, numbers=tuple(count.num / num_rows for count in kept), other=0.0
-        )
-    return _target(column, options, counts, kept, config.seed)
-
-
-def _target(
-    column: str | tuple[str, ...], options: Target, counts: list[Count], kept: list[Count], seed: int
-) -> FittedEncoding:
-    """Means of the label, and those without each fold."""
-
-    def sums(found: list[Count], but: int | None) -> tuple[int, float]:
-        """Rows and labels of the counts, without fold `but`."""
-        return (
-            sum(num for count in found for part, num in enumerate(count.rows) if part != but),
-            sum(labels for count in found for part, labels in enumerate(count.labels) if part != but),
-        )
-
-    def encoded(but: int | None) -> tuple[tuple[float, ...], float]:
-        num, labels = sums(counts, but)
-        other = labels / num if num else sums(counts, None)[1] / max(sums(counts, None)[0], 1)
-        numbers = []
-        for count in kept:
-            num, labels = sums([count], but)
-            weight = num + options.smoothing
-            numbers.append((labels + options.smoothing * other) / weight if num else other)
-        return tuple(numbers), other
-
-    numbers, other = encoded(None)
-    folds = [encoded(part) for part in range(options.folds)]
-    return FittedEncoding(
-        column=column,
-        values=tuple(count.value for count in kept),
-        numbers=numbers,
-        other=other,
-        folds=tuple(fold_numbers for fold_numbers, _ in folds),
-        fold_others=tuple(fold_other for _, fold_other in folds),
-        seed=seed,
-    )

@@ -1,7 +1,9 @@
 """FittedFeatures: the fitted transform as JSON, for MLlib, torch and serving alike."""
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
@@ -15,6 +17,7 @@ from pipelines.receipt import digest_of
 MISSING = "\x00"  # stands for null where values are compared; no text file holds it
 DAY_MICROS = 86_400_000_000.0
 BETWEEN = "\x1f"  # between the values of a cross
+BUNDLE_FILE, VALUES_FOLDER = "headrace.json", "values"
 
 Floats = npt.NDArray[np.float64]
 
@@ -139,16 +142,39 @@ class FittedIndicator(_Frozen):
         return f"{self.missing} is missing"
 
 
+class Stored(_Frozen):
+    """Values that are too many for JSON: Parquet files with the columns `value` and `id`, for an encoding also `number`
+    and `folds`; a missing value is `MISSING`.
+
+    Attributes:
+        folder: Of the files, a Delta table; in a bundle beside the JSON.
+        files: Those of the table's version.
+        size: Values.
+        digest: Of their content.
+    """
+
+    folder: str
+    files: tuple[str, ...]
+    size: int
+    digest: str
+
+    def paths(self) -> list[str]:
+        """The files."""
+        return [str(Path(self.folder) / name) for name in self.files]
+
+
 class FittedCategory(_Frozen):
     """How a value becomes an id: its place in `values` from 1, 0 where it is not there; or a hash bucket.
 
     Attributes:
         column: The column, or all columns of a cross.
+        stored: Instead of `values`, where they are many.
     """
 
     kind: Literal["category"] = "category"
     column: str | tuple[str, ...]
     values: tuple[str | None, ...] | None = None
+    stored: Stored | None = None
     buckets: int | None = None
     seed: int = 0
 
@@ -160,7 +186,7 @@ class FittedCategory(_Frozen):
     @property
     def num_ids(self) -> int:
         """Distinct ids."""
-        return self.buckets or len(self.values or ()) + 1
+        return self.buckets or (self.stored.size if self.stored else len(self.values or ())) + 1
 
 
 class FittedEncoding(_Frozen):
@@ -170,6 +196,7 @@ class FittedEncoding(_Frozen):
         column: The column, or all columns of a cross.
         values: The values that have one.
         numbers: It, for each of them.
+        stored: Instead of `values`, `numbers` and `folds`, where they are many.
         other: For any other value.
         folds: For target encoding, the numbers that the training rows of each fold take, likewise; a value that is
             seen in its own fold only takes that fold's `other`.
@@ -179,8 +206,9 @@ class FittedEncoding(_Frozen):
 
     kind: Literal["encoding"] = "encoding"
     column: str | tuple[str, ...]
-    values: tuple[str | None, ...]
-    numbers: tuple[float, ...]
+    values: tuple[str | None, ...] = ()
+    numbers: tuple[float, ...] = ()
+    stored: Stored | None = None
     other: float
     folds: tuple[tuple[float, ...], ...] = ()
     fold_others: tuple[float, ...] = ()
@@ -248,7 +276,26 @@ class FittedFeatures(_Frozen):
     @cached_property
     def digest(self) -> str:
         """Names the transform."""
-        return digest_of(self.model_dump(mode="json"))
+        return digest_of(
+            self.with_stored(lambda at: at.model_copy(update={"folder": "", "files": ()})).model_dump(mode="json")
+        )
+
+    @property
+    def stored(self) -> list[Stored]:
+        """The values beside the JSON."""
+        columns = [column for group in self.inputs for column in group.columns]
+        return [c.stored for c in columns if isinstance(c, FittedCategory | FittedEncoding) and c.stored]
+
+    def with_stored(self, moved: Callable[[Stored], Stored]) -> "FittedFeatures":
+        """The same transform with its stored values elsewhere."""
+
+        def of_column(column: FittedColumn) -> FittedColumn:
+            if isinstance(column, FittedCategory | FittedEncoding) and column.stored:
+                return column.model_copy(update={"stored": moved(column.stored)})
+            return column
+
+        inputs = [group.model_copy(update={"columns": tuple(map(of_column, group.columns))}) for group in self.inputs]
+        return self.model_copy(update={"inputs": tuple(inputs)})
 
     def contract(self, *, sparse_widths: dict[str, int]) -> Contract:
         """The columns that the feature tables have.
@@ -276,6 +323,26 @@ class Bundle(_Frozen):
     kind: Literal["classic", "torch"]
     fitted: FittedFeatures
     contract: Contract
+
+    def save(self, folder: Path) -> None:
+        """Write the JSON and copies of the stored values."""
+
+        def copied(stored: Stored) -> Stored:
+            target = folder / VALUES_FOLDER / Path(stored.folder).name
+            target.mkdir(parents=True)
+            for path in stored.paths():
+                shutil.copy2(path, target)
+            return stored.model_copy(update={"folder": f"{VALUES_FOLDER}/{target.name}"})
+
+        saved = self.model_copy(update={"fitted": self.fitted.with_stored(copied)})
+        (folder / BUNDLE_FILE).write_text(saved.model_dump_json(indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Bundle":
+        """What `save` wrote there."""
+        bundle = cls.model_validate_json((folder / BUNDLE_FILE).read_bytes())
+        placed = bundle.fitted.with_stored(lambda at: at.model_copy(update={"folder": str(folder / at.folder)}))
+        return bundle.model_copy(update={"fitted": placed})
 
 
 def _columns_of(fitted: FittedInput, width: int) -> list[Column]:

@@ -220,22 +220,6 @@ def test_vocabularies_are_ordered_by_count_and_unseen_is_zero(spark: SparkSessio
     assert fitted.inputs[0].columns[0].num_ids == 3
 
 
-def test_a_vocabulary_too_large_is_refused_until_it_is_cut(
-    spark: SparkSession, workload: Workload, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipelines.features.fit_values.MAX_VOCABULARY", 2)
-    with pytest.raises(
-        DataError, match="column 'color': wanted at most 2 values; raise min_count, set max_size, or use"
-    ):
-        fitted_on(spark, workload, TRAIN, x={"columns": ["color"], "steps": ["vocabulary"]})
-    steps = [{"vocabulary": {"max_size": 2}}]
-    fitted, _ = fitted_on(spark, workload, TRAIN, x={"columns": ["color"], "steps": steps})
-    assert fitted.inputs[0].columns[0].values == ("red", None)  # type: ignore[union-attr]
-    monkeypatch.setattr("pipelines.features.fit_values.MAX_VOCABULARY", 1)
-    with pytest.raises(DataError, match="wanted at most 3 values to count over all columns, seen more"):
-        fitted_on(spark, workload, TRAIN, x={"columns": ["color"], "steps": steps})
-
-
 def test_hashes_need_no_fit(spark: SparkSession, workload: Workload) -> None:
     fitted, _ = fitted_on(spark, workload, TRAIN, x={"columns": ["color"], "steps": [{"hash": {"buckets": 7}}]})
     rows = [(0.0, float(i), f"v{i}", 0) for i in range(50)]
