@@ -52,6 +52,15 @@ def to_padded(values: pa.Array | pa.ChunkedArray, column: Column, *, where: str)
     return padded
 
 
+def as_column(array: npt.NDArray[Any]) -> pa.Array:
+    """An array of shape (rows, ...) as an Arrow column of lists; bytes for uint8."""
+    flat, width = np.ascontiguousarray(array).reshape(-1), int(np.prod(array.shape[1:]))
+    if array.dtype == np.uint8:
+        ends = pa.array(np.arange(len(array) + 1, dtype=np.int32) * width)
+        return pa.Array.from_buffers(pa.binary(), len(array), [None, ends.buffers()[1], pa.py_buffer(flat)])
+    return pa.ListArray.from_arrays(pa.array(np.arange(len(array) + 1, dtype=np.int32) * width), pa.array(flat))
+
+
 def one_chunk(values: pa.Array | pa.ChunkedArray) -> pa.Array:
     """A column as one array."""
     if not isinstance(values, pa.ChunkedArray):

@@ -128,6 +128,13 @@ def check_master(config: Config, chosen: str) -> None:
         )
 
 
+def result_bytes(spark: "SparkSession") -> int:
+    """What all answers of a job may hold in the driver (`spark.driver.maxResultSize`)."""
+    limit = spark.sparkContext.getConf().get("spark.driver.maxResultSize", "1g")
+    found: int = spark.sparkContext._jvm.org.apache.spark.network.util.JavaUtils.byteStringAsBytes(limit)  # type: ignore[union-attr]
+    return found or sys.maxsize  # 0 is no limit
+
+
 def stop_session() -> None:
     """Stop the session, if one is up, and the JVM that was started for it."""
     spark = None

@@ -19,6 +19,7 @@ SPARSE = (
     Column(name="words_ids", kind="sparse_ids", dtype="int64", shape=(3,), sizes=(7,)),
     Column(name="words_weights", kind="sparse_weights", dtype="float32", shape=(3,)),
 )
+SEQUENCE = Column(name="places", kind="sequence", dtype="int64", shape=(4,), sizes=(6,))
 BINARY = LabelSpec(kind="binary", column="y", classes=("0", "1"))
 
 
@@ -55,7 +56,7 @@ def _values(column: Column, rows: int, generator: np.random.Generator) -> tuple[
     if column.kind == "image":
         values = generator.integers(0, 256, (rows, column.width), dtype=np.uint8)
         return values, pa.array([row.tobytes() for row in values], pa.binary())
-    if column.kind in ("ids", "sparse_ids"):
+    if column.kind in ("ids", "sparse_ids", "sequence"):
         sizes = column.sizes if column.kind == "ids" else column.sizes * column.width
         values = np.stack([generator.integers(0, size, rows) for size in sizes], axis=1)
         return values, pa.array(list(values), pa.list_(pa.int64()))

@@ -4,35 +4,88 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable
 
 from tests.cluster import standalone_cluster
 from tests.conftest import ROOT
 
 BIN = Path(sys.executable).parent
+Submit = Callable[..., dict[str, Any]]
 
 
-@pytest.mark.cluster
-def test_the_chain_on_a_standalone_cluster(tmp_path: Path, session_lake: Path) -> None:
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Properties of jobs on the cluster, whose driver takes answers of 1 MB and no more."""
+    with standalone_cluster(tmp_path_factory.mktemp("cluster"), ROOT / "conf" / "spark.conf") as conf:
+        with conf.open("a") as file:
+            file.write("spark.driver.maxResultSize 1m\n")
+        yield conf
+
+
+@pytest.fixture
+def submit(cluster: Path, tmp_path: Path, session_lake: Path) -> Submit:
+    """Run a workload on the cluster: `submit(path, overrides...)`; gives its receipts."""
     lake = tmp_path / "lake"
     lake.mkdir()
     (lake / "mlflow.db").write_bytes((session_lake / "mlflow.db").read_bytes())
     names = {k: v for k, v in os.environ.items() if not k.startswith(("PYSPARK", "SPARK_CONF", "MLFLOW", "OMP"))}
     environment = {**names, "HEADRACE_LAKE": str(lake), "PATH": f"{BIN}:{os.environ['PATH']}"}
-    overrides = ["lake.shared=true", "train.epochs=2", "gate.require={}", "classic=[]"]
-    with standalone_cluster(tmp_path, ROOT / "conf" / "spark.conf") as conf:
-        command = [str(BIN / "spark-submit"), "--properties-file", str(conf), "jobs/run.py", "conf/digits.yaml"]
-        for override in overrides:
+
+    def run(job: str, workload: str | Path, *overrides: str) -> dict[str, Any]:
+        command = [str(BIN / "spark-submit"), "--properties-file", str(cluster), f"jobs/{job}.py", str(workload)]
+        for override in ("lake.shared=true", *overrides):
             command += ["--set", override]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
-    receipts = {path.stem: json.loads(path.read_text()) for path in (lake / "runs" / "digits").glob("*.json")}
+        runs = (lake / "runs" / Path(workload).stem).glob("*.json")
+        return {path.stem: json.loads(path.read_text()) for path in runs}
+
+    return run
+
+
+@pytest.mark.cluster
+def test_the_chain_on_a_standalone_cluster(submit: Submit, tmp_path: Path) -> None:
+    receipts = submit("run", "conf/digits.yaml", "train.epochs=2", "gate.require={}", "classic=[]")
     train = receipts["features"]["result"]["snapshots"]["train"]
     for epoch in receipts["train"]["result"]["epochs"]:
         assert (epoch["rows"], epoch["row_id_sum"]) == (train["rows"], train["row_id_sum"])
     assert receipts["register"]["result"]["version"] == 1 and receipts["score"]["rows"] == 1797
+    lake = tmp_path / "lake"
     (package,) = (lake / "code").glob("headrace-*.zip")
     log = next((lake / "runs" / "digits" / "train").glob("*/ranks.log")).read_text()
     assert "Traceback" not in log and package.is_file()
+
+
+@pytest.mark.cluster
+def test_a_vocabulary_that_the_driver_could_not_take(submit: Submit, tmp_path: Path, workload: Any) -> None:
+    """60,000 values are more than the answers of 1 MB; the ids are ranks by count all the same."""
+    users = [f"user-{i:012d}" for i in range(60_000)]
+    seen = np.concatenate([np.repeat(users[:3], [5_000, 400, 30]), users])
+    columns = {"a": np.arange(len(seen)), "user": seen, "y": np.arange(len(seen), dtype=np.int32) % 2}
+    (tmp_path / "raw").mkdir()
+    pq.write_table(pa.table(columns), tmp_path / "raw" / "rows.parquet", row_group_size=20_000)
+    path = workload(
+        source={"format": "parquet", "paths": str(tmp_path / "raw"), "schema": "a bigint, user string, y int"},
+        split={"hash": {"shares": {"train": 0.9, "test": 0.1}}},
+        features={
+            "label": {"column": "y", "kind": "binary", "positive": [1], "negative": [0]},
+            "inputs": {"ids": {"columns": ["user"], "steps": ["vocabulary"]}},
+        },
+    )
+    submit("ingest", path)
+    result = submit("features", path)["features"]["result"]
+    stored = result["fitted"]["inputs"][0]["columns"][0]["stored"]
+    table = DeltaTable(stored["folder"]).to_pandas().sort_values("id")
+    assert table["id"].tolist() == list(range(1, stored["size"] + 1)) and stored["size"] > 50_000
+    assert table["value"].tolist()[:3] == users[:3] and (np.diff(table["value"][3:].rank()) > 0).all()
+    files = [Path(snapshot["table"]) for snapshot in result["snapshots"].values()]
+    ids = {i for file in files for row in DeltaTable(file).to_pandas()["ids"] for i in row}
+    assert {0, *range(1, stored["size"] + 1)} == ids, "values of the test split alone are out of vocabulary"

@@ -11,7 +11,7 @@ from pipelines.config.base import DottedPath, Name, Section, Share, Strings, kno
 COLUMN_TYPES = ("int", "bigint", "float", "double", "string", "boolean", "date", "timestamp", "binary")
 _COLUMN_TYPE = re.compile(
     r"^(?:int|bigint|float|double|string|boolean|date|timestamp|binary"
-    r"|array<(?:int|bigint|float|double)>|sparse\([1-9]\d*\))$"
+    r"|array<(?:int|bigint|float|double|string)>|sparse\([1-9]\d*\))$"
 )
 NUMERIC = ("int", "bigint", "float", "double")
 RESERVED_COLUMNS = ("row_id", "label")
@@ -50,7 +50,7 @@ class Source(Section):
     columns: Annotated[dict[Name, str], BeforeValidator(parse_schema)] = Field(
         alias="schema",
         description="Each column and its type, as `name type, ...` or a mapping; never inferred. Types: int, bigint, "
-        "float, double, string, boolean, date, timestamp, binary, array<int|bigint|float|double>, and sparse(N), a "
+        "float, double, string, boolean, date, timestamp, binary, array<int|bigint|float|double|string>, and sparse(N), a "
         "vector of N places of which few are set.",
     )
     options: dict[str, str | bool | int | float] = Field(

@@ -112,6 +112,13 @@ class Config(Section):
         known_name("features.label.column: a column of the schema", self.features.label.column, columns)
         for name, group in self.features.inputs.items():
             against = [step.age.against for step in group.steps if step.age]
+            for column in group.weights:
+                known_name(f"features.inputs.{name}.steps: bag: weights: a column of the schema", column, columns)
+                if not re.match(r"array<(?!string)", self.source.columns[column]):
+                    raise ValueError(
+                        f"features.inputs.{name}.steps: bag: weights: column {column!r}: wanted a list of numbers, seen "
+                        f"{self.source.columns[column]}"
+                    )
             for column in (*group.columns, *against):
                 known_name(f"features.inputs.{name}.columns: a column of the schema", column, columns)
                 if column == self.features.label.column:
@@ -129,7 +136,9 @@ class Config(Section):
     def _check_type(name: str, column: str, dtype: str, group: Input) -> None:
         step_names = [step.name for step in group.steps]
         wanted: tuple[str, ...] = (*NUMERIC, "boolean")
-        if group.reads_values:
+        if group.list_form:
+            wanted = ("string",) if "tokens" in step_names else ("array<string>", "array<int>", "array<bigint>")
+        elif group.reads_values:
             wanted = ("int", "bigint", "boolean", "string", "date")
         elif step_names == ["missing_indicator"]:
             wanted = (*NUMERIC, "boolean", "string", "date", "timestamp", "binary")
@@ -139,7 +148,7 @@ class Config(Section):
             wanted = ("binary",)
         elif group.kind == "sparse":
             wanted = ("sparse(N)",)
-        elif step_names == ["vector"]:
+        elif "vector" in step_names:
             wanted = tuple(f"array<{numeric}>" for numeric in NUMERIC)
         if re.sub(r"\(\d+\)", "(N)", dtype) not in wanted:
             raise ValueError(
@@ -170,6 +179,11 @@ class Config(Section):
                 raise ValueError(f"classic: wanted each estimator once, seen {name} {names.count(name)} times")
         for metric in (self.gate_metric, *self.gate.require):
             known_name(f"gate: a metric of a {kind} label", metric, METRICS_OF[kind])
+        for name, group in self.features.inputs.items():
+            if names and group.kind == "sequence":
+                raise ValueError(
+                    f"features.inputs.{name}.steps: a 'sequence' is for networks; with a 'classic' section use 'bag'"
+                )
         if not self.candidates:
             raise ValueError("wanted a 'model' or a 'classic' section, seen neither")
         return self

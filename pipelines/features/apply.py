@@ -1,12 +1,14 @@
 """Apply a FittedFeatures on Spark: column expressions, and a join a vocabulary, broadcast where it is small."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql import types as T
 
+from pipelines.arrays import as_column
 from pipelines.features.fitted import (
     BETWEEN,
     DAY_MICROS,
@@ -19,14 +21,19 @@ from pipelines.features.fitted import (
     FittedColumn,
     FittedEncoding,
     FittedFeatures,
+    FittedImage,
     FittedIndicator,
     FittedInput,
     FittedLabel,
+    FittedList,
     FittedNumber,
+    FittedSparse,
+    FittedVector,
     Log1p,
     NumberStep,
     Scale,
     SignedLog,
+    Whole,
 )
 
 HEAD_VALUES = 10_000  # of stored values, those that are broadcast
@@ -47,6 +54,7 @@ def transform(
     Returns:
         `keep`, then the inputs in order. Sparse inputs are lists of their own lengths (see `pad_sparse`).
     """
+    rows = _with_batches(rows, fitted)
     for fitted_input in fitted.inputs:
         for place, column in enumerate(fitted_input.columns):
             if isinstance(column, FittedEncoding) or (isinstance(column, FittedCategory) and column.buckets is None):
@@ -141,6 +149,11 @@ def fold(folds: int, seed: int) -> Column:
     return F.pmod(F.xxhash64("row_id", F.lit(f"fold:{seed}")), F.lit(folds)).cast("int")
 
 
+def bucket(text: Column, seed: int, buckets: int) -> Column:
+    """The hash bucket of a value, `MISSING` where it is null."""
+    return F.pmod(F.xxhash64(F.coalesce(text, F.lit(MISSING)), F.lit(seed)), F.lit(buckets))
+
+
 def _is_missing(rows: DataFrame, column: str) -> Column:
     is_float = rows.schema[column].dataType.simpleString() in ("float", "double")
     return (number(column) if is_float else F.col(column)).isNull()
@@ -228,23 +241,77 @@ def _join_stored(
 def _category(column: FittedCategory, joined: str) -> Column:
     if column.buckets is None:
         return F.coalesce(F.col(joined), F.lit(0))
-    return F.pmod(F.xxhash64(_key(column), F.lit(column.seed)), F.lit(column.buckets))
+    return bucket(_key(column), column.seed, column.buckets)
 
 
 def _input_columns(rows: DataFrame, fitted: FittedInput) -> list[Column]:
-    if fitted.kind == "image":
-        return [F.col(fitted.source).alias(fitted.name)]
-    if fitted.kind == "sparse":
-        ids = F.transform(F.col(f"{fitted.source}.ids"), lambda i: i.cast("bigint"))
-        weights = F.transform(F.col(f"{fitted.source}.values"), lambda v: v.cast("float"))
-        return [ids.alias(f"{fitted.name}_ids"), weights.alias(f"{fitted.name}_weights")]
-    if fitted.source:
-        return [F.transform(F.col(fitted.source), lambda x: x.cast("float")).alias(fitted.name)]
-    dtype = "bigint" if fitted.kind == "ids" else "float"
-    places = [
-        _place(rows, column, _joined_name(fitted, place)).cast(dtype) for place, column in enumerate(fitted.columns)
+    match fitted.whole:
+        case None:
+            dtype = "bigint" if fitted.kind == "ids" else "float"
+            places = [_place(rows, c, _joined_name(fitted, at)).cast(dtype) for at, c in enumerate(fitted.columns)]
+            return [F.array(*places).alias(fitted.name)]
+        case whole if in_batches(whole):
+            return [F.col(_batch_name(name)).alias(name) for name in _whole_names(fitted)]
+        case FittedSparse(source=source):
+            ids = F.transform(F.col(f"{source}.ids"), lambda i: i.cast("bigint"))
+            weights = F.transform(F.col(f"{source}.values"), lambda v: v.cast("float"))
+            return [column.alias(name) for column, name in zip((ids, weights), _whole_names(fitted), strict=True)]
+        case FittedVector(source=source):
+            return [F.transform(F.col(source), lambda x: x.cast("float")).alias(fitted.name)]
+        case whole:
+            return [F.col(whole.source).alias(fitted.name)]
+
+
+def in_batches(whole: Whole) -> bool:
+    """Whether no column expression makes the input, but numpy does, in Arrow batches."""
+    match whole:
+        case FittedImage(encoded=encoded):
+            return encoded
+        case FittedVector(factor=factor, components=components):
+            return bool(factor or components)
+        case _:
+            return isinstance(whole, FittedList)
+
+
+def _whole_names(fitted: FittedInput) -> list[str]:
+    return [f"{fitted.name}_ids", f"{fitted.name}_weights"] if fitted.kind == "sparse" else [fitted.name]
+
+
+def _batch_name(name: str) -> str:
+    return f"_batch_{name}"
+
+
+def _with_batches(rows: DataFrame, fitted: FittedFeatures) -> DataFrame:
+    """`rows` with the columns of the inputs that numpy makes."""
+    made = [group for group in fitted.inputs if group.whole and in_batches(group.whole)]
+    if not made:
+        return rows
+    floats, ids = T.ArrayType(T.FloatType()), T.ArrayType(T.LongType())
+    types: dict[str, list[T.DataType]] = {"dense": [floats], "image": [T.BinaryType()], "sequence": [ids]}
+    types["sparse"] = [ids, floats]
+    added = [
+        T.StructField(_batch_name(name), dtype)
+        for group in made
+        for name, dtype in zip(_whole_names(group), types[group.kind], strict=True)
     ]
-    return [F.array(*places).alias(fitted.name)]
+    alone = fitted.model_copy(update={"inputs": tuple(made)})
+    return rows.mapInArrow(_Batches(alone), T.StructType([*rows.schema.fields, *added]))
+
+
+class _Batches:
+    """Runs on Spark's Python workers."""
+
+    def __init__(self, fitted: FittedFeatures) -> None:
+        self.fitted = fitted
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        from pipelines.features.apply_arrow import ArrowFeatures
+
+        features = ArrowFeatures(self.fitted)
+        for batch in batches:
+            arrays = features(batch)
+            columns = [*batch.columns, *map(as_column, arrays.values())]
+            yield pa.RecordBatch.from_arrays(columns, [*batch.schema.names, *map(_batch_name, arrays)])
 
 
 def _place(rows: DataFrame, column: FittedColumn, joined: str) -> Column:

@@ -9,12 +9,12 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.config import Config
-from pipelines.config.data import sparse_size
-from pipelines.config.features import Features, Input, Label
+from pipelines.config.features import Input, Label
 from pipelines.errors import DataError
 from pipelines.features.fit_categories import fit_category
 from pipelines.features.fit_numbers import Asking, fit_number, number_places
 from pipelines.features.fit_values import Counted, class_texts, counted_values
+from pipelines.features.fit_whole import check_wholes, fit_whole, whole_aggregates
 from pipelines.features.fitted import (
     FittedColumn,
     FittedFeatures,
@@ -74,12 +74,19 @@ def fit(rows: DataFrame, config: Config) -> Fit:
     for split, num in num_rows.items():
         if not num:
             raise DataError(f"split: wanted rows in {split}, seen none; change the shares, or ingest more rows")
-    _check_whole_columns(features, stats)
+    check_wholes(features, stats)
+    passes = ["statistics"] * rounds
     with counted_values(rows, config) as counted:
-        inputs = [_fit_input(name, config, numbers, counted, num_rows["train"], notes) for name in features.inputs]
+        inputs, num_train = [], num_rows["train"]
+        for name, group in features.inputs.items():
+            if group.whole:
+                whole = fit_whole(rows, name, config, stats, counted, num_train, passes)
+                inputs.append(FittedInput(name=name, kind=group.kind, whole=whole))
+            else:
+                inputs.append(_fit_input(name, config, numbers, counted, num_train, notes))
         label = _fit_label(features.label, config.source.columns[features.label.column], stats, counted)
-    widths = {n: max(1, int(stats[f"{n}:width"])) for n, group in features.inputs.items() if group.kind == "sparse"}
-    passes = ["statistics"] * rounds + ["values"] * (counted.is_unique is not None)
+        passes += ["values"] * (counted.is_unique is not None)
+    widths = {name: max(1, int(stats[f"{name}:width"])) for name in features.inputs if f"{name}:width" in stats}
     return Fit(
         fitted=FittedFeatures(inputs=tuple(inputs), label=label),
         sparse_widths=widths,
@@ -122,7 +129,7 @@ def _aggregates(config: Config) -> dict[str, Column]:
     found = {f"rows:{split}": F.count_if(F.col("_split") == split) for split in config.split.names}
     for name, group in config.features.inputs.items():
         if group.whole:
-            found |= _whole_aggregates(name, group, config)
+            found |= whole_aggregates(name, config)
     label = config.features.label
     if label.kind == "real":
         value = F.col(label.column).cast("double")
@@ -134,33 +141,6 @@ def _aggregates(config: Config) -> dict[str, Column]:
     return found
 
 
-def _whole_aggregates(name: str, group: Input, config: Config) -> dict[str, Column]:
-    column, step = F.col(group.columns[0]), group.whole
-    assert step is not None
-    if step.name == "image":
-        unfit = column.isNull() | (F.length(column) != math.prod(step.options.shape))
-        return {f"{name}:unfit": F.count_if(unfit)}
-    if step.name == "vector":
-        hole = F.exists(column, lambda x: x.isNull() | F.isnan(x.cast("double")))
-        return {f"{name}:unfit": F.count_if(column.isNull() | (F.size(column) != step.options.width) | hole)}
-    size = sparse_size(config.source.columns[group.columns[0]])
-    ids = F.col(f"{group.columns[0]}.ids")
-    return {
-        f"{name}:unfit": F.count_if(column.isNull() | F.exists(ids, lambda i: (i < 0) | (i >= size))),
-        f"{name}:width": F.coalesce(F.max(F.size(ids)), F.lit(1)),
-    }
-
-
-def _check_whole_columns(features: Features, stats: Stats) -> None:
-    for name, group in features.inputs.items():
-        if unfit := stats.get(f"{name}:unfit"):
-            step = group.steps[0]
-            raise DataError(
-                f"features.inputs.{name}: column {group.columns[0]!r}: wanted {step.model_dump(exclude_unset=True)}, "
-                f"{unfit:,} rows do not fit; mend them, or the declared shape"
-            )
-
-
 def _fit_input(
     name: str,
     config: Config,
@@ -170,16 +150,6 @@ def _fit_input(
     notes: list[str],
 ) -> FittedInput:
     group = config.features.inputs[name]
-    if group.kind == "sparse":
-        size = sparse_size(config.source.columns[group.columns[0]])
-        return FittedInput(name=name, kind="sparse", source=group.columns[0], size=size)
-    if (step := group.whole) and step.image:
-        image = step.image
-        return FittedInput(
-            name=name, kind="image", source=group.columns[0], shape=tuple(image.shape), scale=image.scale
-        )
-    if step and step.vector:
-        return FittedInput(name=name, kind="dense", source=group.columns[0], shape=(step.vector.width,))
     columns: Sequence[FittedColumn]
     if group.reads_values:
         columns = [fit_category(config, name, place, counted, num_rows, notes) for place in range(len(group.sources))]
@@ -187,7 +157,7 @@ def _fit_input(
         columns = [numbers[f"{name}:{place}"] for place in range(len(number_places(group)))]
     else:
         columns = [FittedIndicator(missing=column) for column in group.columns]
-    return FittedInput(name=name, kind="ids" if group.kind == "ids" else "dense", columns=tuple(columns))
+    return FittedInput(name=name, kind=group.kind, columns=tuple(columns))
 
 
 def _fit_label(label: Label, dtype: str, stats: Stats, counted: Counted) -> FittedLabel:

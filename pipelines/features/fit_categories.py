@@ -16,7 +16,7 @@ from pyspark.sql import DataFrame, Observation
 from pyspark.sql import functions as F
 
 from pipelines.config import Config
-from pipelines.config.features import Frequency, Hash, Target, Vocabulary
+from pipelines.config.steps import Frequency, Hash, Target, Vocabulary
 from pipelines.features.fit_values import Count, Counted
 from pipelines.features.fitted import MISSING, FittedCategory, FittedEncoding, Floats, Stored
 from pipelines.lake import UINT64, scratch_path, table_path

@@ -8,7 +8,8 @@ import numpy as np
 from pyspark.sql import Column
 from pyspark.sql import functions as F
 
-from pipelines.config.features import Input, Step
+from pipelines.config.features import Input
+from pipelines.config.steps import Step
 from pipelines.errors import DataError
 from pipelines.features.apply import number, stepped_column
 from pipelines.features.fitted import (

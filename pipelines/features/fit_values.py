@@ -5,19 +5,25 @@ others are ranked and written where they are (see `stored`).
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
+import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql import types as T
 from pyspark.storagelevel import StorageLevel
 
 from pipelines.config import Config
-from pipelines.config.features import Hash, Label, Target
+from pipelines.config.features import Features, Input, Label
+from pipelines.config.steps import Hash, Target, Tokens
 from pipelines.errors import DataError
-from pipelines.features.apply import category_text, fold
+from pipelines.features.apply import bucket, category_text, fold
+from pipelines.features.ragged import tokenized
 from pipelines.lake import ROW_ID
+from pipelines.session import result_bytes
 
 INLINE_BYTES = 16 << 20  # of the values of all columns together that the fitted transform's JSON holds
 CLASSES_BYTES = 1 << 20  # of the values of a class label
@@ -67,7 +73,7 @@ def counted_values(rows: DataFrame, config: Config) -> Iterator[Counted]:
     places = [
         (name, place)
         for name, group in features.inputs.items()
-        if group.reads_values and not isinstance(group.reads_values.options, Hash)
+        if group.reads_values and (not isinstance(group.reads_values.options, Hash) or _has_idf(group))
         for place in range(len(group.sources))
     ]
     if not places and features.label.kind == "real":
@@ -83,7 +89,7 @@ def counted_values(rows: DataFrame, config: Config) -> Iterator[Counted]:
                 f"features.label: column {features.label.column!r}: wanted classes, seen more values than any network has "
                 "outputs; use kind real, or another column"
             )
-        inline = _fitting(sizes)
+        inline = _fitting(sizes, min(INLINE_BYTES, result_bytes(rows.sparkSession) // 2))
         found = _collected(counts.where(F.col("place").isin(inline)))
         large = {places[number]: number for number in sizes if number not in inline}
         yield Counted(
@@ -96,12 +102,12 @@ def counted_values(rows: DataFrame, config: Config) -> Iterator[Counted]:
         counts.unpersist()
 
 
-def _fitting(sizes: Mapping[int, int]) -> list[int]:
-    """The label, and the smallest of the other places that together hold at most `INLINE_BYTES`."""
+def _fitting(sizes: Mapping[int, int], limit: int) -> list[int]:
+    """The label, and the smallest of the other places that together hold at most so many bytes."""
     found, taken = [_LABEL], 0
     for place, size in sorted(sizes.items(), key=lambda pair: pair[1]):
         taken += 0 if place == _LABEL else size
-        if taken <= INLINE_BYTES:
+        if taken <= limit:
             found.append(place)
     return found
 
@@ -113,19 +119,26 @@ def _counts(rows: DataFrame, config: Config, places: Sequence[Place]) -> DataFra
     def entry(number: int, value: Column, part: Column) -> Column:
         return F.struct(F.lit(number).alias("place"), value.alias("value"), part.alias("fold"))
 
+    def entry_of(number: int) -> Callable[[Column], Column]:
+        return lambda value: entry(number, value, F.lit(0))
+
     of_all = [] if label.kind == "real" else [entry(_LABEL, F.col(label.column).cast("string"), F.lit(0))]
     if config.source.key:
         of_all.append(entry(_KEY, F.col(ROW_ID).cast("string"), F.lit(0)))
-    of_columns, least, folds = [], [2, 0], [1, 1]  # a key is looked for where it stands twice
+    rows = _with_tokens(rows, features)
+    of_columns, of_lists, least, folds = [], [], [2, 0], [1, 1]  # a key is looked for where it stands twice
     for number, (name, place) in enumerate(places):
         group = features.inputs[name]
         options = group.reads_values.options  # type: ignore[union-attr]
-        is_target = isinstance(options, Target)
-        part = fold(options.folds, config.seed) if is_target else F.lit(0)
-        of_columns.append(entry(number, category_text(group.sources[place]), part))
-        folds.append(options.folds if is_target else 1)
-        least.append(0 if is_target else options.min_count)
-    entries = F.when(F.col("_split") == "train", F.array(*of_all, *of_columns))
+        part = fold(options.folds, config.seed) if isinstance(options, Target) else F.lit(0)
+        if group.list_form:
+            of_lists.append(F.transform(_distinct(name, group, config.seed), entry_of(number)))
+        else:
+            of_columns.append(entry(number, category_text(group.sources[place]), part))
+        folds.append(options.folds if isinstance(options, Target) else 1)
+        least.append(0 if isinstance(options, Target | Hash) else options.min_count)
+    singles = [F.array(*of_all, *of_columns)] if of_all or of_columns else []
+    entries = F.when(F.col("_split") == "train", F.concat(*singles, *of_lists))
     if of_all:
         entries = entries.otherwise(F.array(*of_all))
 
@@ -148,6 +161,39 @@ def _counts(rows: DataFrame, config: Config, places: Sequence[Place]) -> DataFra
     seen = F.transform(numbers, lambda part: F.coalesce(F.try_element_at("seen", part), nothing))
     kept = by_fold.where(F.col("num") >= of_place(least)).withColumn("seen", seen)
     return kept.select("place", "value", F.col("seen.num").alias("rows"), F.col("seen.sum").alias("labels"))
+
+
+def _has_idf(group: Input) -> bool:
+    return bool(group.list_form and group.list_form.bag and group.list_form.bag.weighting == "tf_idf")
+
+
+def _distinct(name: str, group: Input, seed: int) -> Column:
+    """What a row's list holds, each once: values, or buckets as text."""
+    column = F.col(_tokens_name(name)) if group.steps[0].tokens else F.col(group.columns[0]).cast("array<string>")
+    column = F.coalesce(column, F.array().cast("array<string>"))
+    if group.reads_values and isinstance(hashed := group.reads_values.options, Hash):
+        column = F.transform(column, lambda text: bucket(text, seed, hashed.buckets).cast("string"))
+    return F.array_distinct(column)
+
+
+def _tokens_name(name: str) -> str:
+    return f"_tokens_{name}"
+
+
+def _with_tokens(rows: DataFrame, features: Features) -> DataFrame:
+    """`rows` with the tokens of texts."""
+    wanted = {name: group for name, group in features.inputs.items() if group.steps and group.steps[0].tokens}
+    if not wanted:
+        return rows
+    added = [T.StructField(_tokens_name(name), T.ArrayType(T.StringType())) for name in wanted]
+    texts = {_tokens_name(name): (group.columns[0], group.steps[0].options) for name, group in wanted.items()}
+    return rows.mapInArrow(partial(_tokenized, texts), T.StructType([*rows.schema.fields, *added]))
+
+
+def _tokenized(wanted: Mapping[str, tuple[str, Tokens]], batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        lists = [tokenized(batch.column(source), tokens).lists() for source, tokens in wanted.values()]
+        yield pa.RecordBatch.from_arrays([*batch.columns, *lists], [*batch.schema.names, *wanted])
 
 
 def _collected(counts: DataFrame) -> dict[int, list[Count]]:

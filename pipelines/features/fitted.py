@@ -1,7 +1,7 @@
 """FittedFeatures: the fitted transform as JSON, for MLlib, torch and serving alike."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines.config.features import PartName
+from pipelines.config.steps import Bag, PartName, Sequence, Tokens
 from pipelines.lake import Column, Contract, LabelSpec
 from pipelines.receipt import digest_of
 
@@ -227,7 +227,7 @@ def _joined(column: str | tuple[str, ...]) -> str:
     return column if isinstance(column, str) else " x ".join(column)
 
 
-def stepped_array(steps: Sequence[NumberStep], values: Floats) -> Floats:
+def stepped_array(steps: Iterable[NumberStep], values: Floats) -> Floats:
     """What the steps make of numbers, of which NaN is missing; `values` stays as it is."""
     for step in steps:
         match step:
@@ -247,16 +247,65 @@ def stepped_array(steps: Sequence[NumberStep], values: Floats) -> Floats:
     return values
 
 
+class FittedImage(_Frozen):
+    """One uint8 image a row, its pixels or a PNG or JPEG file."""
+
+    of: Literal["image"] = "image"
+    source: str
+    shape: tuple[int, ...]
+    scale: tuple[float, float] = (0.0, 1.0)
+    encoded: bool = False
+
+
+class FittedVector(_Frozen):
+    """A list of numbers of one width: (x - shift) * factor, then its places along the components.
+
+    Attributes:
+        components: Shape (components, width); empty where the vector keeps its places.
+    """
+
+    of: Literal["vector"] = "vector"
+    source: str
+    width: int
+    shift: tuple[float, ...] = ()
+    factor: tuple[float, ...] = ()
+    components: tuple[tuple[float, ...], ...] = ()
+
+
+class FittedSparse(_Frozen):
+    """A sparse vector of `size` places."""
+
+    of: Literal["sparse"] = "sparse"
+    source: str
+    size: int
+
+
+class FittedList(_Frozen):
+    """A list of values, or a text of tokens: as (ids, weights), or as ids of fixed length.
+
+    Attributes:
+        category: Gives the id of a value. In a sequence ids are higher by 1, since 0 is padding.
+        idf: For each id log((rows + 1) / (rows with it + 1)); empty where the weights are others.
+    """
+
+    of: Literal["list"] = "list"
+    source: str
+    tokens: Tokens | None = None
+    category: FittedCategory
+    form: Bag | Sequence
+    idf: tuple[float, ...] = ()
+
+
+Whole = Annotated[FittedImage | FittedVector | FittedSparse | FittedList, Field(discriminator="of")]
+
+
 class FittedInput(_Frozen):
-    """One input: its columns in order, and for whole columns (image, vector, sparse) their dimensions."""
+    """One input: its columns in order, or one column that is taken as a whole."""
 
     name: str
-    kind: Literal["dense", "ids", "image", "sparse"]
+    kind: Literal["dense", "ids", "image", "sparse", "sequence"]
     columns: tuple[FittedColumn, ...] = ()
-    source: str = ""
-    shape: tuple[int, ...] = ()
-    scale: tuple[float, float] = (0.0, 1.0)
-    size: int = 0
+    whole: Whole | None = None
 
 
 class FittedLabel(_Frozen):
@@ -346,16 +395,26 @@ class Bundle(_Frozen):
 
 
 def _columns_of(fitted: FittedInput, width: int) -> list[Column]:
-    names = tuple(column.name for column in fitted.columns)
-    if fitted.kind == "dense":
-        shape = fitted.shape or (len(names),)
-        return [Column(name=fitted.name, kind="dense", dtype="float32", shape=shape, names=names)]
-    if fitted.kind == "ids":
-        sizes = tuple(c.num_ids for c in fitted.columns if isinstance(c, FittedNumber | FittedCategory))
-        return [Column(name=fitted.name, kind="ids", dtype="int64", shape=(len(names),), names=names, sizes=sizes)]
-    if fitted.kind == "image":
-        return [Column(name=fitted.name, kind="image", dtype="uint8", shape=fitted.shape, scale=fitted.scale)]
+    name = fitted.name
+    match fitted.whole:
+        case None:
+            names = tuple(column.name for column in fitted.columns)
+            if fitted.kind == "dense":
+                return [Column(name=name, kind="dense", dtype="float32", shape=(len(names),), names=names)]
+            sizes = tuple(c.num_ids for c in fitted.columns if isinstance(c, FittedNumber | FittedCategory))
+            return [Column(name=name, kind="ids", dtype="int64", shape=(len(names),), names=names, sizes=sizes)]
+        case FittedImage() as image:
+            return [Column(name=name, kind="image", dtype="uint8", shape=image.shape, scale=image.scale)]
+        case FittedVector() as vector:
+            return [Column(name=name, kind="dense", dtype="float32", shape=(len(vector.components) or vector.width,))]
+        case FittedList(form=Sequence()) as found:
+            size = found.category.num_ids + 1
+            return [Column(name=name, kind="sequence", dtype="int64", shape=(found.form.length,), sizes=(size,))]
+        case FittedList() as found:
+            width, size = found.form.length, found.category.num_ids
+        case FittedSparse() as sparse:
+            size = sparse.size
     return [
-        Column(name=f"{fitted.name}_ids", kind="sparse_ids", dtype="int64", shape=(width,), sizes=(fitted.size,)),
-        Column(name=f"{fitted.name}_weights", kind="sparse_weights", dtype="float32", shape=(width,)),
+        Column(name=f"{name}_ids", kind="sparse_ids", dtype="int64", shape=(width,), sizes=(size,)),
+        Column(name=f"{name}_weights", kind="sparse_weights", dtype="float32", shape=(width,)),
     ]

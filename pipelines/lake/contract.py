@@ -21,16 +21,16 @@ class Column(Frozen):
 
     Attributes:
         kind: What it means; `value` in a table without a contract. A sparse input is two columns, its ids and its
-            weights.
+            weights; in a sequence of ids 0 is padding.
         dtype: numpy's name of an element.
         shape: Shape of one row's value; `()` for a scalar.
         names: The source columns behind each place, where there are such.
-        sizes: For ids, the number of distinct ids of each place; for sparse ids, of all.
+        sizes: For ids, the number of distinct ids of each place; for sparse ids and a sequence, of all.
         scale: For images, what 0 and 255 become in torch.
     """
 
     name: str
-    kind: Literal["row_id", "label", "dense", "ids", "image", "sparse_ids", "sparse_weights", "value"]
+    kind: Literal["row_id", "label", "dense", "ids", "image", "sparse_ids", "sparse_weights", "sequence", "value"]
     dtype: Dtype
     shape: tuple[int, ...] = ()
     names: tuple[str, ...] = ()

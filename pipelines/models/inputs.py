@@ -12,8 +12,8 @@ from pipelines.lake import Column, Contract
 class InputLayer(nn.Module):
     """Turns the contract's input tensors into `x_BF`.
 
-    A dense input passes, an image is flattened, each column of ids takes an embedding of its own, and a
-    sparse input becomes the weighted sum of its ids' embeddings.
+    A dense input passes, an image is flattened, each column of ids takes an embedding of its own, a sparse input
+    becomes the weighted sum of its ids' embeddings, and a sequence their mean, without padding.
 
     Args:
         contract: Meaning of the tensors.
@@ -35,6 +35,9 @@ class InputLayer(nn.Module):
             elif column.kind == "sparse_ids":
                 self.tables[column.name] = nn.Embedding(column.sizes[0], embedding_dim)
                 self.out_features += embedding_dim
+            elif column.kind == "sequence":
+                self.tables[column.name] = nn.Embedding(column.sizes[0], embedding_dim, padding_idx=0)
+                self.out_features += embedding_dim
             elif column.kind != "sparse_weights":
                 self.out_features += column.width
 
@@ -49,6 +52,9 @@ class InputLayer(nn.Module):
                 weights_BC = inputs[place + 1]
                 x_BCE = self.tables[column.name](tensor)
                 parts.append((x_BCE * weights_BC.unsqueeze(-1)).sum(1))
+            elif column.kind == "sequence":
+                num_B1 = (tensor > 0).sum(1, keepdim=True).clamp(min=1)
+                parts.append(self.tables[column.name](tensor).sum(1) / num_B1)
             elif column.kind == "image":
                 parts.append(tensor.flatten(1))
             elif column.kind == "dense":

@@ -9,7 +9,11 @@ import pytest
 from pipelines.config import load_config
 from pipelines.errors import ConfigError
 
-SOURCE = {"format": "csv", "paths": "x.csv", "schema": "a double, b double, color string, kind string, day date, y int"}
+SOURCE = {
+    "format": "parquet",
+    "paths": "x.parquet",
+    "schema": "a double, b double, color string, kind string, day date, y int, tags array<string>, v array<double>",
+}
 BINARY = {"column": "y", "kind": "binary", "positive": [1]}
 
 
@@ -43,6 +47,19 @@ BINARY = {"column": "y", "kind": "binary", "positive": [1]}
         (["day"], ["impute_mean", {"date": {"parts": ["month"]}}], "one of date and age comes first"),
         (["day"], [{"age": {"against": "dya"}}], "did you mean 'day'"),
         (["color"], [{"target": {"folds": 1}}], "greater than or equal to 2"),
+        (["color"], ["tokens"], "then one of vocabulary, hash, then one of bag, sequence, seen ['tokens']"),
+        (["color"], ["tokens", "vocabulary"], "then one of bag, sequence"),
+        (["color"], ["vocabulary", {"bag": {"length": 3}}], "wanted type array<string> or array<int> or array<bigint>"),
+        (["tags"], ["tokens", "vocabulary", {"bag": {"length": 3}}], "wanted type string"),
+        (["tags"], ["vocabulary"], "wanted type int or bigint"),
+        (["tags"], ["vocabulary", {"bag": {"length": 3, "weights": "tags"}}], "wanted a list of numbers"),
+        (["tags"], ["vocabulary", {"bag": {"length": 3, "weights": "vv"}}], "did you mean 'v'"),
+        (["tags"], ["vocabulary", {"bag": {"length": 3, "weights": "v", "weighting": "mean"}}], "one of 'weighting'"),
+        (["color"], [{"tokens": {"split": "("}}, "vocabulary", {"bag": {"length": 3}}], "regular expression of RE2"),
+        (["v"], [{"vector": {"width": 3}}, {"pca": {"components": 4}}], "wanted at most 3 components"),
+        (["v"], [{"vector": {"width": 3}}, {"pca": {"components": 2}}, "standardize"], "then 'pca', seen"),
+        (["a"], [{"pca": {"components": 2}}], "wanted 'vector'"),
+        (["a"], [{"image": {"shape": [2, 2, 1], "encoded": True}}], "wanted 3 channels, or none for gray"),
     ],
 )
 def test_combinations_that_cannot_be(
@@ -52,6 +69,14 @@ def test_combinations_that_cannot_be(
     with pytest.raises(ConfigError) as refused:
         load_config(workload("", source=SOURCE, features=features))
     assert "features.inputs.x" in str(refused.value) and message in str(refused.value), str(refused.value)
+
+
+def test_sequences_are_for_networks(workload: Callable[..., Path]) -> None:
+    steps = ["vocabulary", {"sequence": {"length": 3}}]
+    features = {"label": BINARY, "inputs": {"x": {"columns": ["tags"], "steps": steps}}}
+    classic = [{"estimator": "LogisticRegression"}]
+    with pytest.raises(ConfigError, match="features.inputs.x.steps: a 'sequence' is for networks; .* use 'bag'"):
+        load_config(workload("", source=SOURCE, features=features, classic=classic))
 
 
 def test_a_target_needs_a_mean(workload: Callable[..., Path]) -> None:

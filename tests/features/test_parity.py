@@ -1,6 +1,7 @@
 """The transform on Spark and on Arrow without Spark: integers bit for bit, float32 within one unit in the last place."""
 
 import datetime
+import io
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from pyspark.sql import SparkSession
 
 from pipelines.arrays import to_array, to_padded
@@ -42,6 +44,7 @@ WORKLOADS = sorted((ROOT / "conf").glob("*.yaml"))
 NUMBERS = [math.nan, math.inf, -math.inf, 0.0, -0.0, 1e300, -1e300, 5e-324, 1e-9, -1e-9, 2.0**53 + 1, 1.7976e308, -3.0]
 TEXTS = ["", " ", "a", "Ünïcödé", "日本語", "\U0001f600", "a\tb", "\x1f", "null", "NaN", "0", "x" * 300]
 TYPES = ARROW_TYPES | {"timestamp": pa.timestamp("us", "UTC")}
+TYPES |= {f"array<{name}>": pa.list_(TYPES[name]) for name in ("string", "bigint", "float", "double")}
 LABEL = FittedLabel(spec=LabelSpec(kind="binary", column="y"))
 
 EVERY_STEP = {
@@ -75,11 +78,49 @@ EVERY_STEP = {
     "pairs": {"columns": ["color", "i", "flag"], "steps": ["cross", "vocabulary"]},
     "often": {"columns": ["color", "i"], "steps": [{"frequency": {"min_count": 3}}]},
     "mean": {"columns": ["color", "day"], "steps": ["target"]},
+    "words": {
+        "columns": ["text"],
+        "steps": [
+            {"tokens": {"ngrams": 2}},
+            {"vocabulary": {"min_count": 3, "max_size": 200}},
+            {"bag": {"length": 4, "weighting": "tf_idf"}},
+        ],
+    },
+    "hashed_words": {
+        "columns": ["text"],
+        "steps": ["tokens", {"hash": {"buckets": 20}}, {"bag": {"length": 3, "weighting": "tf_idf"}}],
+    },
+    "order": {
+        "columns": ["text"],
+        "steps": [{"tokens": {"lower": False}}, "vocabulary", {"sequence": {"length": 4, "keep": "last"}}],
+    },
+    "tags": {"columns": ["tags"], "steps": ["vocabulary", {"bag": {"length": 3}}]},
+    "weighted": {"columns": ["seen"], "steps": ["vocabulary", {"bag": {"length": 3, "weights": "how_much"}}]},
+    "last": {"columns": ["seen"], "steps": [{"hash": {"buckets": 9}}, {"sequence": {"length": 2, "keep": "last"}}]},
+    "v": {"columns": ["v"], "steps": [{"vector": {"width": 4}}, "standardize", {"pca": {"components": 2}}]},
+    "v_scaled": {"columns": ["v"], "steps": [{"vector": {"width": 4}}, "min_max"]},
+    "v_turned": {"columns": ["v"], "steps": [{"vector": {"width": 4}}, {"pca": {"components": 4}}]},
+    "photo": {"columns": ["photo"], "steps": [{"image": {"shape": [4, 3, 3], "encoded": True}}]},
+    "gray": {"columns": ["photo"], "steps": [{"image": {"shape": [5, 6], "encoded": True}}]},
 }
-SCHEMA = "a double, small float, i int, big bigint, flag boolean, color string, day date, at timestamp, y int"
+SCHEMA = (
+    "a double, small float, i int, big bigint, flag boolean, color string, day date, at timestamp, y int, text string, "
+    "tags array<string>, seen array<bigint>, how_much array<float>, v array<double>, photo binary"
+)
+WORDS = ["the", "The", "a", "fox", "Füchse", "日本", "\U0001f600", "x1", "-", "..", " ", "", "don't", "ΣΑΣ", "İ"]
 
 
-def column(dtype: str, num: int, generator: np.random.Generator, *, nasty: bool) -> pa.Array:
+def picture(generator: np.random.Generator) -> bytes:
+    """A small PNG or JPEG file of any mode."""
+    height, width = generator.integers(1, 9, 2)
+    mode = str(generator.choice(["L", "RGB", "RGBA", "1", "P"]))
+    image = Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8)).convert(mode)
+    file = io.BytesIO()
+    image.save(file, "JPEG" if mode in ("L", "RGB") and generator.random() < 0.5 else "PNG")
+    return file.getvalue()
+
+
+def column(name: str, dtype: str, num: int, generator: np.random.Generator, *, nasty: bool) -> pa.Array:
     """Values of a schema's type; nasty ones hold nulls, NaN, infinities, unseen and unusual values."""
     if dtype.startswith("sparse("):
         size, longest = sparse_size(dtype), 6
@@ -89,6 +130,20 @@ def column(dtype: str, num: int, generator: np.random.Generator, *, nasty: bool)
         values = [generator.normal(size=len(row)).tolist() for row in ids]
         fields = [pa.array(ids, pa.list_(pa.int32())), pa.array(values, pa.list_(pa.float64()))]
         return pa.StructArray.from_arrays(fields, ["ids", "values"])
+    if name == "photo":  # a picture that no decoder takes fails the stage
+        return pa.array([picture(generator) for _ in range(num)], pa.binary())
+    if name in ("seen", "how_much"):  # of one length
+        lengths = np.random.default_rng(num).integers(0, 6, num)
+        lists = [generator.integers(-3, 4, length).tolist() for length in lengths]
+        return pa.array([None if i % 97 == 0 else row for i, row in enumerate(lists)], TYPES[dtype])
+    if name == "v":
+        return pa.array((generator.normal(size=(num, 4)) * [1, 10, 0.1, 0] + 1e3).tolist(), TYPES[dtype])
+    if dtype == "array<string>":
+        lists = [generator.choice(WORDS, generator.integers(0, 6)).tolist() for _ in range(num)]
+        return pa.array([None if nasty and i % 7 == 0 else [None, *row] for i, row in enumerate(lists)], TYPES[dtype])
+    if name == "text":
+        texts = [" ".join(generator.choice(WORDS, generator.integers(0, 9))) for _ in range(num)]
+        return pa.array([None if nasty and i % 7 == 0 else text for i, text in enumerate(texts)])
     if dtype in ("float", "double"):
         found: list[Any] = generator.normal(0, 10, num).tolist()
         odd: list[Any] = NUMBERS
@@ -125,11 +180,11 @@ def raw(config: Config, num: int, *, seed: int, nasty: bool) -> pa.Table:
             known = label.positive + label.negative or label.classes or [0, 1]
             texts = [known[i] for i in generator.integers(0, len(known), num)] if known else []
             columns[name] = pa.array(texts).cast(TYPES[dtype])
-        elif name in images:
+        elif name in images and not images[name].steps[0].options.encoded:
             length = math.prod(images[name].steps[0].options.shape)
             columns[name] = pa.array([generator.bytes(length) for _ in range(num)], pa.binary())
         else:
-            columns[name] = column(dtype, num, generator, nasty=nasty)
+            columns[name] = column(name, dtype, num, generator, nasty=nasty)
     splits = generator.choice(config.split.names, num)
     return pa.table(columns | {"_split": pa.array(splits.tolist())})
 
@@ -180,7 +235,8 @@ def test_every_step_on_nasty_rows(spark: SparkSession, workload: Callable[..., P
 
 def every_step(workload: Callable[..., Path]) -> Config:
     features = {"label": {"column": "y", "kind": "binary", "positive": [1], "negative": [0]}, "inputs": EVERY_STEP}
-    return load_config(workload("", source={"format": "csv", "paths": "x.csv", "schema": SCHEMA}, features=features))
+    source = {"format": "parquet", "paths": "x", "schema": SCHEMA}
+    return load_config(workload("", source=source, features=features, classic=None, model={"network": "mlp"}))
 
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False, width=32)

@@ -12,7 +12,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from pipelines.config import Config, load_config
-from pipelines.features import apply, apply_arrow, fit_values
+from pipelines.features import apply, fit_values, lookups
 from pipelines.features.apply import transform
 from pipelines.features.apply_arrow import ArrowFeatures
 from pipelines.features.fit import fit
@@ -61,7 +61,7 @@ def test_stored_values_give_what_inline_ones_give(
     inline = fit(frame, config)
     monkeypatch.setattr(fit_values, "INLINE_BYTES", 0)
     monkeypatch.setattr(apply, "HEAD_VALUES", 3)
-    monkeypatch.setattr(apply_arrow, "_FEW", 0)
+    monkeypatch.setattr(lookups, "_FEW", 0)
     found = fit(frame, config)
     assert len([note for note in found.notes if "stay in a table" in note]) == 6, found.notes
     assert found.passes == inline.passes
@@ -91,7 +91,7 @@ def test_two_values_with_one_hash(
     rows = table(500)
     stored = fit(spark.createDataFrame(rows), config).fitted
     wanted = ArrowFeatures(stored)(rows)
-    monkeypatch.setattr(apply_arrow, "_hashes", lambda texts: np.array([len(t) for t in texts.to_pylist()], np.uint64))
+    monkeypatch.setattr(lookups, "_hashes", lambda texts: np.array([len(t) for t in texts.to_pylist()], np.uint64))
     given = ArrowFeatures(stored)(rows)
     for name in wanted:
         np.testing.assert_array_equal(given[name], wanted[name], name)

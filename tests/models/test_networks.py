@@ -10,18 +10,18 @@ from pipelines.lake import Column, Contract, LabelSpec
 from pipelines.models.build import Served, build_network, row_scores, summed_loss
 from pipelines.models.inputs import InputLayer, scaled
 from pipelines.train.worker import example_inputs
-from tests.tables import DENSE, IDS, IMAGE, SPARSE, contract_of
+from tests.tables import DENSE, IDS, IMAGE, SEQUENCE, SPARSE, contract_of
 
 MULTI = LabelSpec(kind="multiclass", column="y", classes=("a", "b", "c"))
 REAL = LabelSpec(kind="real", column="y", mean=10.0, std=4.0)
-MIXED = (DENSE, IDS, *SPARSE, IMAGE)
+MIXED = (DENSE, IDS, *SPARSE, SEQUENCE, IMAGE)
 
 
 def random_inputs(contract: Contract, rows: int) -> list[torch.Tensor]:
     generator = np.random.default_rng(0)
     found = []
     for column in contract.inputs:
-        if column.kind in ("ids", "sparse_ids"):
+        if column.kind in ("ids", "sparse_ids", "sequence"):
             high = min(column.sizes)
             found.append(torch.from_numpy(generator.integers(0, high, (rows, *column.shape))))
         elif column.kind == "image":
@@ -89,6 +89,13 @@ def test_padding_of_sparse_inputs_adds_nothing() -> None:
     short = layer(torch.tensor([[2, 5]]), torch.tensor([[1.0, -2.0]]))
     padded = layer(torch.tensor([[2, 5, 0, 0]]), torch.tensor([[1.0, -2.0, 0.0, 0.0]]))
     torch.testing.assert_close(short, padded)
+
+
+def test_padding_does_not_count_in_a_sequence() -> None:
+    layer = InputLayer(contract_of(SEQUENCE), embedding_dim=3)
+    table = layer.tables["places"].weight
+    found = layer(torch.tensor([[2, 5, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]]))
+    torch.testing.assert_close(found, torch.stack([(table[2] + table[5]) / 2, torch.zeros(3), table[1]]))
 
 
 def test_images_are_scaled_in_torch() -> None:
