@@ -36,7 +36,9 @@ def log_network() -> "ModelRef":
 
     spec = LabelSpec(kind="multiclass", column="y", classes=("a", "b", "c", "d"))
     fitted = FittedFeatures(
-        inputs=(FittedInput(name="x", kind="dense", source="x", shape=(WIDTH,)),), label=FittedLabel(spec=spec)
+        inputs=(FittedInput(name="x", kind="dense", source="x", shape=(WIDTH,)),),
+        label=FittedLabel(spec=spec),
+        columns={"x": "array<float>"},
     )
     contract = fitted.contract(sparse_widths={})
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Arrow columns as numpy arrays of the contract's shapes, without a list of rows in between."""
+"""Arrow columns as numpy arrays of the contract's shapes and back, without a list of rows in between."""
 
 from typing import Any, get_args
 
@@ -12,6 +12,26 @@ from pipelines.lake import Column
 from pipelines.lake.contract import Dtype
 
 _STORED = {dtype: pa.from_numpy_dtype(dtype) for dtype in get_args(Dtype)}
+ARROW_TYPES = {
+    "int": pa.int32(),
+    "bigint": pa.int64(),
+    "float": pa.float32(),
+    "double": pa.float64(),
+    "string": pa.string(),
+    "boolean": pa.bool_(),
+    "date": pa.date32(),
+    "timestamp": pa.timestamp("us", "UTC"),
+    "binary": pa.binary(),
+}
+
+
+def arrow_type(dtype: str) -> pa.DataType:
+    """The type of a column of `source.schema` in Arrow."""
+    if dtype.startswith("array<"):
+        return pa.list_(ARROW_TYPES[dtype.removeprefix("array<").removesuffix(">")])
+    if dtype.startswith("sparse("):
+        return pa.struct([("ids", pa.list_(pa.int64())), ("values", pa.list_(pa.float64()))])
+    return ARROW_TYPES[dtype]
 
 
 def to_array(values: pa.Array | pa.ChunkedArray, column: Column, *, where: str) -> npt.NDArray[Any]:

@@ -19,7 +19,7 @@ from pyspark.sql import DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F
 
 from pipelines import tracking
-from pipelines.arrays import to_array, to_padded
+from pipelines.arrays import from_array, to_array, to_padded
 from pipelines.assemble import assemble
 from pipelines.config import Config
 from pipelines.errors import LakeError
@@ -35,6 +35,7 @@ from pipelines.tracking import ModelRef, Registered
 
 if TYPE_CHECKING:
     import torch
+    from pyspark.ml import PipelineModel
 
 _OUTPUT = "prediction double, score double, probabilities array<double>"
 
@@ -80,20 +81,20 @@ def predict(features: DataFrame, model: Loaded, *, keep: Sequence[str]) -> DataF
         model has none.
     """
     if model.bundle.kind == "classic":
-        return _apply_classic(features, model, keep)
+        return apply_classic(features, tracking.load_classic(model.path), model.bundle, keep=keep)
     fields = ", ".join(f"`{name}` {features.schema[name].dataType.simpleString()}" for name in keep)
     run = _TorchBatches(str(model.path), model.bundle.contract, tuple(keep))
     return features.mapInArrow(run, f"{fields}, {_OUTPUT}")
 
 
-def _apply_classic(features: DataFrame, model: Loaded, keep: Sequence[str]) -> DataFrame:
-    rows = assemble(features, model.bundle.contract, estimator=model.bundle.name)
-    scored = tracking.load_classic(model.path).transform(rows)
+def apply_classic(features: DataFrame, model: "PipelineModel", bundle: Bundle, *, keep: Sequence[str]) -> DataFrame:
+    """Predictions of an MLlib model, see `predict`."""
+    scored = model.transform(assemble(features, bundle.contract, estimator=bundle.name))
     probabilities: SparkColumn = F.lit(None).cast("array<double>")
     score: SparkColumn = F.lit(None).cast("double")
     if "probability" in scored.columns:
         probabilities = vector_to_array(F.col("probability"))
-    if model.bundle.contract.label.kind == "binary":
+    if bundle.contract.label.kind == "binary":
         ranks = "probability" if "probability" in scored.columns else "rawPrediction"
         score = vector_to_array(F.col(ranks))[1]
     return scored.select(
@@ -138,8 +139,7 @@ class _TorchBatches:
         prediction, score, probabilities = outputs[:, 0], nothing, pa.nulls(batch.num_rows, pa.list_(pa.float64()))
         if label.kind != "real":
             prediction = outputs.argmax(axis=1).astype(np.float64)
-            starts = np.arange(0, outputs.size + 1, outputs.shape[1], dtype=np.int32)
-            probabilities = pa.ListArray.from_arrays(pa.array(starts), pa.array(outputs.ravel()))
+            probabilities = from_array(outputs)
         if label.kind == "binary":
             score = pa.array(outputs[:, 1])
         columns = [*[batch.column(name) for name in self.keep], pa.array(prediction), score, probabilities]

@@ -108,6 +108,20 @@ def get_session(config: Config) -> "SparkSession":
     return spark
 
 
+def local_session() -> "SparkSession":
+    """The process's session, whoever started it; or else a local one that knows no lake, for rows in memory."""
+    from pyspark.sql import SparkSession
+
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    # Read when a JVM is started; options of a builder would change a session that is up.
+    os.environ.setdefault(
+        "PYSPARK_SUBMIT_ARGS",
+        "--master local[*] --name headrace --conf spark.ui.enabled=false --conf spark.ui.showConsoleProgress=false "
+        "--conf spark.log.level=ERROR pyspark-shell",
+    )
+    return SparkSession.builder.getOrCreate()
+
+
 def _keep_own_sigint() -> None:
     """Keep Spark from installing its handler for Ctrl-C, which calls the JVM in the middle of another call."""
     from pyspark.core import context

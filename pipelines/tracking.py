@@ -7,6 +7,7 @@ artifact folder in the lake serve. mlflow is imported when first needed: it cost
 import contextlib
 import logging
 import os
+import shutil
 import socket
 import tempfile
 import time
@@ -17,13 +18,16 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
+import pandas as pd
 import psutil
 from pydantic import BaseModel, ConfigDict
 
 from pipelines.config.load import lake_root
-from pipelines.errors import TrackingError, is_full_disk, one_line
+from pipelines.errors import DataError, TrackingError, is_full_disk, one_line
+from pipelines.features.fitted import Bundle
+from pipelines.features.raw_rows import example_row
 from pipelines.lake import Snapshot
 
 if TYPE_CHECKING:
@@ -31,11 +35,16 @@ if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
     from mlflow.entities.model_registry import ModelVersion
+    from mlflow.models import Model as MLflowModel
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import ColSpec, TensorSpec
     from pyspark.ml import Model, PipelineModel
 
 REF_TAG, EVALUATION_TAG = "headrace.model", "headrace.evaluation"
 _PROCESS_TAG = "headrace.process"
+_PACKAGE = Path(__file__).resolve().parent
 T = TypeVar("T")
+_Specs: TypeAlias = "list[ColSpec | TensorSpec]"
 
 
 class ModelRef(BaseModel):
@@ -330,46 +339,102 @@ def training_record(run_id: str) -> TrainingRecord:
     raise TrackingError(f"MLflow at {tracking_uri()}: run {run_id}: wanted a run that trained, seen none in it")
 
 
+_NEEDED = ("mlflow", "numpy", "pandas", "pyarrow", "pydantic", "pyyaml", "psutil", "xxhash", "deltalake")
+
+
 def _requirements(*packages: str) -> list[str]:
     """Pinned requirements of a model; given to MLflow, which else runs the model to infer them (8 to 22 s)."""
     return [f"{package}=={installed_version(package)}" for package in packages]
 
 
-class Attachment(Protocol):
-    """What goes with a model."""
+class _RawRows:
+    """A flavor of MLflow, with a python_function that takes raw rows instead of vectors or tensors.
 
-    def save(self, folder: Path) -> None:
-        """Write its files."""
+    The function is a module of this package, whose source goes with the model: no package index has it, and a model is
+    applied by the code that fitted it.
+
+    Args:
+        flavor: MLflow's own module, such as `mlflow.spark`; its files stay as they are.
+        loader: The module that `mlflow.pyfunc` loads the model by.
+        bundle: Kept beside the model.
+    """
+
+    def __init__(self, flavor: ModuleType, loader: str, bundle: Bundle) -> None:
+        self.flavor, self.loader, self.bundle = flavor, loader, bundle
+        self.size_bytes = 0
+
+    def save_model(self, path: str, mlflow_model: "MLflowModel", **options: Any) -> None:
+        """Save a model in the folder `path`; called by MLflow."""
+        from mlflow import pyfunc
+        from mlflow.models.utils import _save_example
+
+        folder = Path(path)
+        self.flavor.save_model(path=path, mlflow_model=mlflow_model, **options)
+        self.bundle.save(folder)
+        self.size_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        shutil.copytree(_PACKAGE, folder / "code" / _PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+        environment = {"conda_env": "conda.yaml", "python_env": "python_env.yaml"}
+        pyfunc.add_to_model(mlflow_model, loader_module=self.loader, code="code", **environment)
+        mlflow_model.signature = _signature(self.bundle)
+        mlflow_model.metadata = {"columns": self.bundle.fitted.columns}
+        _save_example(mlflow_model, pd.DataFrame([example_row(self.bundle.fitted)] * 2), path)
+        mlflow_model.save(str(folder / "MLmodel"))
 
 
-def _attach(uri: str, bundle: Attachment) -> None:
-    """Put the bundle beside the model's files, so that the model can be applied to raw rows wherever it is."""
-    with tempfile.TemporaryDirectory() as folder:
-        bundle.save(Path(folder))
-        _mlflow().MlflowClient().log_model_artifacts(uri.removeprefix("models:/"), folder)
+def _signature(bundle: Bundle) -> "ModelSignature":
+    """Raw columns, and what the score stage makes of them.
+
+    MLflow's own types would refuse a whole number for a double and a missing one for an int, and take a missing boolean
+    for False; so the columns are of any type, and of none missing, to MLflow, and `to_table` looks at them.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Schema
+
+    inputs: _Specs = [ColSpec(AnyType(), name, required=False) for name in bundle.fitted.columns]  # type: ignore[no-untyped-call]
+    outputs: _Specs
+    if bundle.contract.label.kind == "real":
+        outputs = [ColSpec(DataType.double, "prediction")]
+    else:
+        outputs = [
+            ColSpec(DataType.string, "prediction"),
+            ColSpec(DataType.double, "probability", required=False),
+            ColSpec(DataType.double, "score", required=False),
+            ColSpec(Array(DataType.double), "probabilities", required=False),
+        ]
+    return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs))
 
 
-def log_classic(model: "Model", name: str, *, bundle: Attachment, scratch: Path) -> tuple[str, int]:
-    """Log an MLlib model in the active run, by way of `scratch`. Returns its URI and its size in bytes."""
-    import mlflow.spark
+def _log(flavor: _RawRows, name: str, **options: Any) -> tuple[str, int]:
+    """Log a model in the active run. Returns its URI and its size in bytes without the package's source.
+
+    `mlflow.spark.log_model` still makes a run artifact; this makes a logged model, as torch's does. With requirements
+    given, and no trial of the example, MLflow does not run the model meanwhile (8 to 22 s).
+    """
     from mlflow.models import Model as MLflowModel
 
+    info = _guarded(
+        f"log model {name}",
+        lambda: MLflowModel.log(
+            artifact_path=None,
+            name=name,
+            flavor=flavor,
+            flavor_name=flavor.flavor.__name__,
+            validate_serving_input=False,
+            **options,
+        ),
+    )
+    return str(info.model_uri), flavor.size_bytes
+
+
+def log_classic(model: "Model", name: str, *, bundle: Bundle, scratch: Path) -> tuple[str, int]:
+    """Log an MLlib model in the active run, by way of `scratch`. Returns its URI and its size in bytes."""
+    import mlflow.spark
+
     _mlflow()
+    flavor = _RawRows(mlflow.spark, "pipelines.serving.mllib", bundle)
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        info = _guarded(
-            f"log model {name}",
-            # mlflow.spark.log_model still makes a run artifact; this makes a logged model, as torch's does.
-            lambda: MLflowModel.log(
-                artifact_path=None,
-                name=name,
-                flavor=mlflow.spark,
-                spark_model=model,
-                dfs_tmpdir=folder,
-                pip_requirements=_requirements("pyspark", "mlflow"),
-            ),
-        )
-    _attach(info.model_uri, bundle)
-    return str(info.model_uri), _size_of(info.model_uri)
+        requirements = _requirements("pyspark", *_NEEDED)
+        return _log(flavor, name, spark_model=model, dfs_tmpdir=folder, pip_requirements=requirements)
 
 
 def load_classic(path: Path) -> "PipelineModel":
@@ -389,7 +454,7 @@ def log_torch(
     run_id: str,
     *,
     examples: Mapping[str, "np.ndarray[Any, Any]"],
-    bundle: Attachment,
+    bundle: Bundle,
 ) -> tuple[str, int]:
     """Log a torch network as an exported program (pt2: no pickle). Returns its URI and its size in bytes.
 
@@ -401,33 +466,27 @@ def log_torch(
         bundle: Kept beside the model.
     """
     import mlflow.pytorch
-    import numpy as np
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema, TensorSpec
+    from mlflow.types import Schema, TensorSpec
 
-    # MLflow's pyfunc gives a network one unnamed tensor, or nothing that it takes.
-    inputs: list[ColSpec | TensorSpec] = [
-        TensorSpec(array.dtype, (-1, *array.shape[1:]), key if len(examples) > 1 else None)
+    mlflow_root = _mlflow()
+    lists = {column.name for column in bundle.contract.inputs if column.kind.startswith("sparse")}  # of any length
+    free: _Specs = [
+        TensorSpec(array.dtype, (-1, -1) if key in lists else (-1, *array.shape[1:]), key)
         for key, array in examples.items()
     ]
-    signature = ModelSignature(inputs=Schema(inputs), outputs=Schema([TensorSpec(np.dtype("float32"), (-1, -1))]))
-    mlflow_root = _mlflow()
-    arrays = tuple(examples.values())
+    flavor = _RawRows(mlflow.pytorch, "pipelines.serving.network", bundle)
     with mlflow_root.start_run(run_id=run_id), warnings.catch_warnings(), _no_output():
         warnings.simplefilter("ignore")
-        info = _guarded(
-            f"log model {name}",
-            lambda: mlflow.pytorch.log_model(
-                model,
-                name=name,
-                signature=signature,
-                input_example=arrays if len(arrays) > 1 else arrays[0],
-                serialization_format="pt2",
-                pip_requirements=_requirements("torch", "numpy", "mlflow"),
-            ),
+        return _log(
+            flavor,
+            name,
+            pytorch_model=model,
+            signature=ModelSignature(inputs=Schema(free)),
+            input_example=tuple(examples.values()),
+            serialization_format="pt2",
+            pip_requirements=_requirements("torch", *_NEEDED),
         )
-    _attach(info.model_uri, bundle)
-    return str(info.model_uri), _size_of(info.model_uri)
 
 
 @contextlib.contextmanager
@@ -451,10 +510,19 @@ def download(uri: str, folder: Path) -> Path:
     return Path(_guarded(f"download {uri}", lambda: mlflow.artifacts.download_artifacts(uri, dst_path=str(folder))))
 
 
-def _size_of(uri: str) -> int:
-    with tempfile.TemporaryDirectory() as folder:
-        root = download(uri, Path(folder))
-        return sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+@contextlib.contextmanager
+def bad_request() -> Iterator[None]:
+    """Make a DataError of the body one that MLflow's server answers as the client's mistake, in its own words."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+
+    class BadRequest(DataError, MlflowException):
+        pass
+
+    try:
+        yield
+    except DataError as error:
+        raise BadRequest(str(error), INVALID_PARAMETER_VALUE) from None
 
 
 def model_exists(uri: str) -> bool:

@@ -183,3 +183,10 @@ class Features(Section):
             if name in RESERVED_COLUMNS:
                 raise ValueError(f"input {name!r}: this name is Headrace's own; give the input another one")
         return inputs
+
+    @property
+    def sources(self) -> list[str]:
+        """The columns of the source that the inputs read, each once."""
+        found = [column for group in self.inputs.values() for column in group.columns]
+        ages = [group.dates.age for group in self.inputs.values() if group.dates]
+        return list(dict.fromkeys([*found, *(age.against for age in ages if age)]))

@@ -86,9 +86,10 @@ def fit(rows: DataFrame, config: Config) -> Fit:
                 inputs.append(_fit_input(name, config, numbers, counted, num_train, notes))
         label = _fit_label(features.label, config.source.columns[features.label.column], stats, counted)
         passes += ["values"] * (counted.is_unique is not None)
+    columns = {name: config.source.columns[name] for name in features.sources}
     widths = {name: max(1, int(stats[f"{name}:width"])) for name in features.inputs if f"{name}:width" in stats}
     return Fit(
-        fitted=FittedFeatures(inputs=tuple(inputs), label=label),
+        fitted=FittedFeatures(inputs=tuple(inputs), label=label, columns=columns),
         sparse_widths=widths,
         rows=num_rows,
         notes=notes,

@@ -317,10 +317,15 @@ class FittedLabel(_Frozen):
 
 
 class FittedFeatures(_Frozen):
-    """The transform of a workload, fitted on its training split."""
+    """The transform of a workload, fitted on its training split.
+
+    Attributes:
+        columns: The source's columns that the inputs read, and their types as in `source.schema`.
+    """
 
     inputs: tuple[FittedInput, ...]
     label: FittedLabel
+    columns: dict[str, str] = {}
 
     @cached_property
     def digest(self) -> str:

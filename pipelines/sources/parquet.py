@@ -8,21 +8,11 @@ import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from pipelines.arrays import ARROW_TYPES
 from pipelines.config.data import Source
 from pipelines.errors import DataError, one_line
 from pipelines.sources.lines import relative_path
 from pipelines.sources.reasons import first_reason, not_finite
-
-ARROW_TYPES = {
-    "int": pa.int32(),
-    "bigint": pa.int64(),
-    "float": pa.float32(),
-    "double": pa.float64(),
-    "string": pa.string(),
-    "boolean": pa.bool_(),
-    "date": pa.date32(),
-    "binary": pa.binary(),
-}
 
 
 def read(spark: SparkSession, source: Source, files: Sequence[Path], root: Path) -> DataFrame:

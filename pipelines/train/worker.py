@@ -22,7 +22,7 @@ import torch.distributed as dist
 from pipelines import tracking
 from pipelines.errors import HeadraceError, one_line
 from pipelines.features.fitted import Bundle
-from pipelines.lake import Contract
+from pipelines.lake import Column, Contract
 from pipelines.models.build import Served
 from pipelines.receipt import write_json
 from pipelines.stream.memory import keep_freed_memory
@@ -143,8 +143,15 @@ def _log_model(job: TrainJob, trainer: Trainer) -> tuple[str, int]:
 
 
 def example_inputs(contract: Contract) -> dict[str, "np.ndarray[tuple[int, ...], np.dtype[np.generic]]"]:
-    """Two rows of zeros for each input of the contract."""
-    return {column.name: np.zeros((2, *column.shape), dtype=column.dtype) for column in contract.inputs}
+    """Two rows of zeros for each input of the contract.
+
+    torch.export takes a dimension of 1 for a constant, and equal ones for the same, so lists of ids are of 3 or more.
+    """
+    return {column.name: np.zeros((2, *_example_shape(column)), dtype=column.dtype) for column in contract.inputs}
+
+
+def _example_shape(column: Column) -> tuple[int, ...]:
+    return (max(3, column.width),) if column.kind.startswith("sparse") else column.shape
 
 
 if __name__ == "__main__":

@@ -1,0 +1,53 @@
+"""A torch network on raw rows, without Spark: the fitted features on Arrow, then the exported program."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+
+from pipelines import tracking
+from pipelines.features.apply_arrow import ArrowFeatures
+from pipelines.features.fitted import Bundle
+from pipelines.features.raw_rows import to_table
+from pipelines.lake import LabelSpec
+
+
+class NetworkModel:
+    """A logged network.
+
+    Args:
+        path: A local copy of the model.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._bundle = Bundle.load(path)
+        self._features = ArrowFeatures(self._bundle.fitted)
+        self._network = tracking.load_torch(str(path))
+
+    def predict(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Predictions for raw rows, in their order, with the columns of the score stage that the model fills.
+
+        Raises:
+            DataError: A column is missing, or a value does not fit.
+        """
+        with tracking.bad_request():
+            arrays = self._features(to_table(rows, self._bundle.fitted.columns))
+        with torch.inference_mode():
+            outputs = self._network(*[torch.tensor(arrays[c.name]) for c in self._bundle.contract.inputs])
+        return _readable(outputs.numpy().astype(np.float64), self._bundle.contract.label)
+
+
+def _readable(outputs: npt.NDArray[np.float64], label: LabelSpec) -> pd.DataFrame:
+    if label.kind == "real":
+        return pd.DataFrame({"prediction": outputs[:, 0]})
+    classes = np.array(label.classes, dtype=object)
+    found = pd.DataFrame({"prediction": classes[outputs.argmax(axis=1)], "probability": outputs.max(axis=1)})
+    if label.kind == "binary":
+        found["score"] = outputs[:, 1]
+    return found.assign(probabilities=list(outputs))
+
+
+def _load_pyfunc(path: str) -> NetworkModel:
+    return NetworkModel(Path(path))
