@@ -72,7 +72,7 @@ def _to_array(values: pd.Series, dtype: str) -> pa.Array:
 
 def _bytes(value: Any) -> bytes | None:
     if isinstance(value, str):
-        return base64.b64decode(value, validate=True)
+        return base64.b64decode(value.replace("\n", ""), validate=True)  # MLflow's encoder breaks lines
     if isinstance(value, bytes) or value is None:
         return value
     if pd.api.types.is_float(value) and math.isnan(value):
