@@ -22,9 +22,13 @@ ROWS, WIDTH, ROUNDS = 1_000_000, 16, 5
 BOUND = 1.3
 
 
-def log_network() -> "ModelRef":
-    """A small mlp with random weights, logged as training logs one."""
+def log_network() -> tuple["ModelRef", str]:
+    """A small mlp with random weights, logged as training logs one; and the URI of it as MLflow alone logs one."""
+    import mlflow
+    import numpy as np
     import torch
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
 
     from pipelines import tracking
     from pipelines.config.learning import Model
@@ -48,7 +52,16 @@ def log_network() -> "ModelRef":
     with tracking.start_run("scoring", "scoring", parent=None) as run:
         run_id = run.id
     uri, size = tracking.log_torch(network, "mlp", run_id, examples=example_inputs(contract), bundle=bundle)
-    return ModelRef(name="mlp", kind="torch", uri=uri, size_bytes=size, snapshot="", features="")
+    with mlflow.start_run(run_id=run_id):
+        plain = mlflow.pytorch.log_model(
+            network,
+            name="plain",
+            signature=ModelSignature(inputs=Schema([TensorSpec(np.dtype("float32"), (-1, WIDTH))])),
+            input_example=np.zeros((2, WIDTH), np.float32),
+            serialization_format="pt2",
+            pip_requirements=["torch"],
+        )
+    return ModelRef(name="mlp", kind="torch", uri=uri, size_bytes=size, snapshot="", features=""), plain.model_uri
 
 
 def main() -> int:
@@ -63,7 +76,7 @@ def main() -> int:
     from pipelines.score import loaded, predict
     from pipelines.session import get_session, stop_session
 
-    ref = log_network()
+    ref, plain = log_network()
     spark = get_session(load_config("conf/digits.yaml"))
     path = str(lake / f"rows-{ROWS}")
     if not (lake / f"rows-{ROWS}" / "_SUCCESS").exists():
@@ -71,7 +84,7 @@ def main() -> int:
         generated = spark.range(0, ROWS, numPartitions=8).select(F.col("id").alias("row_id"), values.alias("x"))
         generated.write.mode("overwrite").parquet(path)
     rows = spark.read.parquet(path)
-    udf = mlflow.pyfunc.spark_udf(spark, ref.uri, result_type="array<double>", env_manager="local")
+    udf = mlflow.pyfunc.spark_udf(spark, plain, result_type="array<double>", env_manager="local")
 
     def seconds(frame: DataFrame) -> float:
         started = time.perf_counter()

@@ -145,13 +145,13 @@ def _log_model(job: TrainJob, trainer: Trainer) -> tuple[str, int]:
 def example_inputs(contract: Contract) -> dict[str, "np.ndarray[tuple[int, ...], np.dtype[np.generic]]"]:
     """Two rows of zeros for each input of the contract.
 
-    torch.export takes a dimension of 1 for a constant, and equal ones for the same, so lists of ids are of 3 or more.
+    Lists of ids are of two or more: torch.export takes a dimension of 1 for a constant.
     """
     return {column.name: np.zeros((2, *_example_shape(column)), dtype=column.dtype) for column in contract.inputs}
 
 
 def _example_shape(column: Column) -> tuple[int, ...]:
-    return (max(3, column.width),) if column.kind.startswith("sparse") else column.shape
+    return (max(2, column.width),) if column.kind.startswith("sparse") else column.shape
 
 
 if __name__ == "__main__":
