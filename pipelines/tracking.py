@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 REF_TAG, EVALUATION_TAG = "headrace.model", "headrace.evaluation"
 _PROCESS_TAG = "headrace.process"
 _PACKAGE = Path(__file__).resolve().parent
+# What the modules that serve import, beside torch or pyspark.
+_NEEDED = ("mlflow", "numpy", "pandas", "pyarrow", "pydantic", "pyyaml", "psutil", "xxhash", "deltalake")
 T = TypeVar("T")
 _Specs: TypeAlias = "list[ColSpec | TensorSpec]"
 
@@ -339,9 +341,6 @@ def training_record(run_id: str) -> TrainingRecord:
     raise TrackingError(f"MLflow at {tracking_uri()}: run {run_id}: wanted a run that trained, seen none in it")
 
 
-_NEEDED = ("mlflow", "numpy", "pandas", "pyarrow", "pydantic", "pyyaml", "psutil", "xxhash", "deltalake")
-
-
 def _requirements(*packages: str) -> list[str]:
     """Pinned requirements of a model; given to MLflow, which else runs the model to infer them (8 to 22 s)."""
     return [f"{package}=={installed_version(package)}" for package in packages]
@@ -377,7 +376,7 @@ class _RawRows:
         pyfunc.add_to_model(mlflow_model, loader_module=self.loader, code="code", **environment)
         mlflow_model.signature = _signature(self.bundle)
         mlflow_model.metadata = {"columns": self.bundle.fitted.columns}
-        _save_example(mlflow_model, pd.DataFrame([example_row(self.bundle.fitted)] * 2), path)
+        _save_example(mlflow_model, pd.DataFrame([example_row(self.bundle.fitted)]), path)
         mlflow_model.save(str(folder / "MLmodel"))
 
 

@@ -82,12 +82,10 @@ def _bytes(value: Any) -> bytes | None:
 
 def _checked(vectors: pa.Array, size: int) -> pa.Array:
     ids, values = vectors.field("ids"), vectors.field("values")
-    if not pc.all(
-        pc.equal(pc.list_value_length(ids), pc.list_value_length(values)), skip_nulls=False, min_count=0
-    ).as_py():
+    if not pc.list_value_length(ids).equals(pc.list_value_length(values)):
         raise ValueError("a vector without as many values as ids")
-    bounds = pc.min_max(ids.flatten()).as_py()
-    if len(ids.flatten()) and not 0 <= bounds["min"] <= bounds["max"] < size:
+    bounds = pc.min_max(ids.flatten(), skip_nulls=False).as_py()
+    if len(ids.flatten()) and not (bounds["min"] is not None and 0 <= bounds["min"] <= bounds["max"] < size):
         raise ValueError(f"ids from {bounds['min']} to {bounds['max']}")
     return vectors
 
@@ -99,11 +97,9 @@ def example_row(fitted: FittedFeatures) -> dict[str, Any]:
         if not group.columns:
             row[group.source] = _whole(group)
         for column in group.columns:
-            if (
-                isinstance(column, FittedCategory | FittedEncoding)
-                and fitted.columns.get(str(column.column)) == "string"
-            ):
-                row[str(column.column)] = next((v for v in column.values or () if v is not None), "text")
+            known = column.values if isinstance(column, FittedCategory | FittedEncoding) else None
+            if known and row.get(column.name) == _EXAMPLES["string"]:
+                row[column.name] = known[0] or known[-1]
     return row
 
 

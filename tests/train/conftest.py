@@ -24,7 +24,7 @@ def train(lake: Path, workload: Workload) -> Callable[..., Made]:
     """Run the stage on a small table: `train(epochs=1)`, with settings of its section to replace."""
     snapshot = feature_table(lake / "tables" / "tiny" / "features" / "train", [70, 50], contract_of(DENSE))
     inputs = (FittedInput(name="dense", kind="dense", source="x", shape=(4,)),)
-    fitted = FittedFeatures(inputs=inputs, label=FittedLabel(spec=BINARY))
+    fitted = FittedFeatures(inputs=inputs, label=FittedLabel(spec=BINARY), columns={"x": "array<float>"})
     result = {"snapshots": {"train": snapshot.model_dump(mode="json")}, "fitted": fitted.model_dump(mode="json")}
     features = Receipt(stage="features", workload="tiny", digest="f", made_from={}, seconds=1, rows=120, result=result)
 
