@@ -89,7 +89,7 @@ def test_the_champion_scores_raw_rows_as_the_score_stage_does(
         as_json = json.loads(rows[list(COLUMNS)].drop(columns="y").to_json(orient="records", date_format="iso"))
         for given in (rows, as_json):
             assert_same(champion.predict(given), wanted)
-        with pytest.raises(DataError, match="wanted a column 'color' of type string, seen a, n, on, day; give null"):
+        with pytest.raises(DataError, match="wanted a column 'color' of type string, seen a, n, day, on; give null"):
             champion.predict(rows.drop(columns="color"))
         with pytest.raises(DataError, match="column 'n': wanted int, seen Float value 1.5"):
             champion.predict(rows.assign(n=1.5))
