@@ -32,7 +32,7 @@ def log_network() -> tuple["ModelRef", str]:
 
     from pipelines import tracking
     from pipelines.config.learning import Model
-    from pipelines.features.fitted import Bundle, FittedFeatures, FittedInput, FittedLabel
+    from pipelines.features.fitted import Bundle, FittedFeatures, FittedInput, FittedLabel, FittedVector
     from pipelines.lake import LabelSpec
     from pipelines.models.build import Served, build_network
     from pipelines.tracking import ModelRef
@@ -40,7 +40,7 @@ def log_network() -> tuple["ModelRef", str]:
 
     spec = LabelSpec(kind="multiclass", column="y", classes=("a", "b", "c", "d"))
     fitted = FittedFeatures(
-        inputs=(FittedInput(name="x", kind="dense", source="x", shape=(WIDTH,)),),
+        inputs=(FittedInput(name="x", kind="dense", whole=FittedVector(source="x", width=WIDTH)),),
         label=FittedLabel(spec=spec),
         columns={"x": "array<float>"},
     )

@@ -19,7 +19,7 @@ from pyspark.sql import DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F
 
 from pipelines import tracking
-from pipelines.arrays import from_array, to_array, to_padded
+from pipelines.arrays import as_column, to_array, to_padded
 from pipelines.assemble import assemble
 from pipelines.config import Config
 from pipelines.errors import LakeError
@@ -139,7 +139,7 @@ class _TorchBatches:
         prediction, score, probabilities = outputs[:, 0], nothing, pa.nulls(batch.num_rows, pa.list_(pa.float64()))
         if label.kind != "real":
             prediction = outputs.argmax(axis=1).astype(np.float64)
-            probabilities = from_array(outputs)
+            probabilities = as_column(outputs)
         if label.kind == "binary":
             score = pa.array(outputs[:, 1])
         columns = [*[batch.column(name) for name in self.keep], pa.array(prediction), score, probabilities]

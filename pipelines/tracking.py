@@ -44,7 +44,7 @@ REF_TAG, EVALUATION_TAG = "headrace.model", "headrace.evaluation"
 _PROCESS_TAG = "headrace.process"
 _PACKAGE = Path(__file__).resolve().parent
 # What the modules that serve import, beside torch or pyspark.
-_NEEDED = ("mlflow", "numpy", "pandas", "pyarrow", "pydantic", "pyyaml", "psutil", "xxhash", "deltalake")
+_NEEDED = ("mlflow", "numpy", "pandas", "pyarrow", "pydantic", "pyyaml", "psutil", "xxhash", "deltalake", "pillow")
 T = TypeVar("T")
 _Specs: TypeAlias = "list[ColSpec | TensorSpec]"
 

@@ -25,9 +25,12 @@ from pipelines.features.fitted import (
     Bundle,
     FittedCategory,
     FittedFeatures,
+    FittedImage,
     FittedInput,
     FittedLabel,
     FittedNumber,
+    FittedSparse,
+    FittedVector,
 )
 from pipelines.features.raw_rows import to_table
 from pipelines.lake import LabelSpec, table_path
@@ -109,9 +112,9 @@ INPUTS = (
         columns=(FittedNumber.model_validate({"column": "n", "steps": [{"step": "fill", "value": 2}]}),),
     ),
     FittedInput(name="words", kind="ids", columns=(FittedCategory(column="word", values=("x", "y")),)),
-    FittedInput(name="picture", kind="image", source="picture", shape=(2, 2)),
-    FittedInput(name="list", kind="dense", source="list", shape=(3,)),
-    FittedInput(name="bag", kind="sparse", source="bag", size=9),
+    FittedInput(name="picture", kind="image", whole=FittedImage(source="picture", shape=(2, 2))),
+    FittedInput(name="list", kind="dense", whole=FittedVector(source="list", width=3)),
+    FittedInput(name="bag", kind="sparse", whole=FittedSparse(source="bag", size=9)),
 )
 TYPES = {"n": "bigint", "word": "string", "picture": "binary", "list": "array<double>", "bag": "sparse(9)"}
 ROWS: list[dict[str, Any]] = [

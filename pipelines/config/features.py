@@ -187,6 +187,6 @@ class Features(Section):
     @property
     def sources(self) -> list[str]:
         """The columns of the source that the inputs read, each once."""
-        found = [column for group in self.inputs.values() for column in group.columns]
+        found = [column for group in self.inputs.values() for column in (*group.columns, *group.weights)]
         ages = [group.dates.age for group in self.inputs.values() if group.dates]
         return list(dict.fromkeys([*found, *(age.against for age in ages if age)]))

@@ -1,6 +1,7 @@
 """Raw rows as Python and JSON hold them, as an Arrow table of the types that the source declares."""
 
 import base64
+import io
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -8,11 +9,21 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from PIL import Image
 
 from pipelines.arrays import arrow_type
 from pipelines.config.data import sparse_size
 from pipelines.errors import DataError, one_line
-from pipelines.features.fitted import FittedCategory, FittedEncoding, FittedFeatures, FittedInput
+from pipelines.features.fitted import (
+    FittedCategory,
+    FittedEncoding,
+    FittedFeatures,
+    FittedImage,
+    FittedList,
+    FittedSparse,
+    FittedVector,
+    Whole,
+)
 
 _EXAMPLES: dict[str, Any] = {
     "int": 1,
@@ -92,10 +103,10 @@ def _checked(vectors: pa.Array, size: int) -> pa.Array:
 
 def example_row(fitted: FittedFeatures) -> dict[str, Any]:
     """A row that the transform takes, made of its vocabularies and the columns' types."""
-    row = {name: _EXAMPLES.get(dtype) for name, dtype in fitted.columns.items()}
+    row = {name: _example(dtype) for name, dtype in fitted.columns.items()}
     for group in fitted.inputs:
-        if not group.columns:
-            row[group.source] = _whole(group)
+        if group.whole:
+            row[group.whole.source] = _whole_example(group.whole, fitted.columns[group.whole.source])
         for column in group.columns:
             known = column.values if isinstance(column, FittedCategory | FittedEncoding) else None
             if known and row.get(column.name) == _EXAMPLES["string"]:
@@ -103,11 +114,23 @@ def example_row(fitted: FittedFeatures) -> dict[str, Any]:
     return row
 
 
-def _whole(group: FittedInput) -> Any:
-    match group.kind:
-        case "image":
-            return bytes(math.prod(group.shape))
-        case "sparse":
+def _example(dtype: str) -> Any:
+    if dtype.startswith("array<"):
+        return [_example(dtype.removeprefix("array<").removesuffix(">"))]
+    return _EXAMPLES.get(dtype)
+
+
+def _whole_example(whole: Whole, dtype: str) -> Any:
+    match whole:
+        case FittedImage(encoded=False):
+            return bytes(math.prod(whole.shape))
+        case FittedImage():
+            file = io.BytesIO()
+            Image.new("L", (1, 1)).save(file, "PNG")
+            return file.getvalue()
+        case FittedVector():
+            return [0.0] * whole.width
+        case FittedSparse():
             return {"ids": [0], "values": [1.0]}
-        case _:
-            return [0.0] * math.prod(group.shape)
+        case FittedList():
+            return _example(dtype)

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from pipelines import tracking
-from pipelines.arrays import from_array
+from pipelines.arrays import as_column
 from pipelines.features.apply_arrow import ArrowFeatures
 from pipelines.features.fitted import Bundle
 from pipelines.features.raw_rows import to_table
@@ -47,7 +47,7 @@ class MLlibModel:
         """
         with tracking.bad_request():
             arrays = self._features(to_table(rows, self._bundle.fitted.columns))
-        columns = {name: from_array(array) for name, array in arrays.items()}
+        columns = {name: as_column(array) for name, array in arrays.items()}
         table = pa.table(columns | {_ROW: pa.array(range(len(rows)), pa.int64())})
         features = local_session().createDataFrame(table)
         scored = apply_classic(features, self._model, self._bundle, keep=[_ROW])

@@ -9,7 +9,7 @@ import pytest
 
 from pipelines import tracking
 from pipelines.config import load_config
-from pipelines.features.fitted import FittedFeatures, FittedInput, FittedLabel
+from pipelines.features.fitted import FittedFeatures, FittedInput, FittedLabel, FittedVector
 from pipelines.receipt import Receipt
 from pipelines.stage import Given, Made
 from pipelines.train.launch import build
@@ -23,7 +23,7 @@ Workload = Callable[..., Path]
 def train(lake: Path, workload: Workload) -> Callable[..., Made]:
     """Run the stage on a small table: `train(epochs=1)`, with settings of its section to replace."""
     snapshot = feature_table(lake / "tables" / "tiny" / "features" / "train", [70, 50], contract_of(DENSE))
-    inputs = (FittedInput(name="dense", kind="dense", source="x", shape=(4,)),)
+    inputs = (FittedInput(name="dense", kind="dense", whole=FittedVector(source="x", width=4)),)
     fitted = FittedFeatures(inputs=inputs, label=FittedLabel(spec=BINARY), columns={"x": "array<float>"})
     result = {"snapshots": {"train": snapshot.model_dump(mode="json")}, "fitted": fitted.model_dump(mode="json")}
     features = Receipt(stage="features", workload="tiny", digest="f", made_from={}, seconds=1, rows=120, result=result)
