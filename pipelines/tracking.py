@@ -384,7 +384,7 @@ def _signature(bundle: Bundle) -> "ModelSignature":
     """Raw columns, and what the score stage makes of them.
 
     MLflow's own types would refuse a whole number for a double and a missing one for an int, and take a missing boolean
-    for False; so the columns are of any type, and of none missing, to MLflow, and `to_table` looks at them.
+    for False; so to MLflow the columns are optional and of any type, and `to_table` looks at them.
     """
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Schema
