@@ -1,13 +1,14 @@
 """The whole config of a workload, and the sections of what happens after training."""
 
 import re
+from datetime import time
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from pipelines.config import catalog
 from pipelines.config.base import Name, Natural, Positive, Section, Strings, known_name
-from pipelines.config.data import NUMERIC, HashSplit, Source, Split
+from pipelines.config.data import NUMERIC, Source, Split, utc
 from pipelines.config.features import Features, Input
 from pipelines.config.learning import Estimator, Model, Train
 
@@ -126,10 +127,22 @@ class Config(Section):
                 self._check_type(name, column, self.source.columns[column], group)
         for where, names in (
             ("gate.slices", self.gate.slices),
-            ("split.hash.by", (self.split.by_hash or HashSplit()).by),
+            ("split.hash.by" if self.split.by_hash else "split.entity", self.split.hashed),
         ):
             for column in names:
                 known_name(f"{where}: a column of the schema", column, columns)
+        return self
+
+    @model_validator(mode="after")
+    def _time_split(self) -> "Config":
+        if by := self.split.by_time:
+            known_name("split.time.column: a column of the schema", by.column, list(self.source.columns))
+            dtype = self.source.columns[by.column]
+            if dtype not in ("date", "timestamp"):
+                raise ValueError(f"split.time.column: wanted a date or a timestamp, seen {by.column!r}, {dtype}")
+            inside = [moment for moment in by.boundaries.values() if utc(moment).time() != time()]
+            if dtype == "date" and inside:
+                raise ValueError(f"split.time.boundaries: wanted days for the date {by.column!r}, seen {inside[0]}")
         return self
 
     @staticmethod

@@ -11,7 +11,9 @@ from pipelines.config import Config
 from pipelines.errors import DataError
 from pipelines.features.apply import pad_sparse, transform, with_label
 from pipelines.features.fit import Fit, fit
+from pipelines.features.inspect import inspect_tables
 from pipelines.features.layout import lay_out_tables
+from pipelines.features.leaks import check_entities
 from pipelines.features.split import with_split
 from pipelines.lake import CONTRACT_KEY, Contract, Snapshot, scratch_path, table_path
 from pipelines.receipt import write_json
@@ -24,15 +26,19 @@ def build(given: Given) -> Made:
     """Fit the features and write a table a split.
 
     Raises:
-        DataError: Two rows have one key, or the rows do not fit the declared features (see `fit`).
+        DataError: Two rows have one key, an entity stands in two splits, a row has no split, or the rows do not fit the
+            declared features (see `fit`).
     """
     config = given.config
     spark = get_session(config)
     raw = Snapshot.model_validate(given.inputs["ingest"].result["snapshot"])
     rows = with_split(read_table(spark, raw), config)
+    checks_entities = bool(config.split.entity) and config.split.leaks.entities != "off"
+    warnings = check_entities(rows, config) if checks_entities else []
     with spark_progress(spark, "features: fit"):
         fitted = fit(rows, config)
-    passes = [*fitted.passes, "write"]
+    _check_splits(raw.rows - sum(fitted.rows.values()), config)
+    passes = [*["entities"] * checks_entities, *fitted.passes, "write"]
     if config.source.key and not fitted.is_unique:
         passes.append("keys")
         _check_keys(rows, config.source.key)
@@ -41,12 +47,14 @@ def build(given: Given) -> Made:
     path = table_path(config.workload, "features") / "fitted.json"
     write_json(path, fitted.fitted)
     _report(given, fitted, snapshots, passes)
+    inspected = inspect_tables(given, snapshots, contract.label)
     return Made(
         rows=sum(snapshot.rows for snapshot in snapshots.values()),
         result={
             "snapshots": {split: snapshot.model_dump(mode="json") for split, snapshot in snapshots.items()},
             "fitted": fitted.fitted.model_dump(mode="json"),
             "input_reads": passes,
+            **inspected.result,
         },
         outputs=[
             *[str(file) for snapshot in snapshots.values() for file in snapshot.paths()],
@@ -56,8 +64,18 @@ def build(given: Given) -> Made:
             ", ".join(f"{split} {s.rows:,} rows in {len(s.files)} files" for split, s in snapshots.items()),
             f"input read {len(passes)} times: {', '.join(passes)}",
             *fitted.notes,
+            *warnings,
+            *inspected.lines,
         ],
     )
+
+
+def _check_splits(rows_without: int, config: Config) -> None:
+    if rows_without and config.split.by_time:
+        raise DataError(
+            f"split.time: wanted a moment in every row, {rows_without:,} rows have none in {config.split.by_time.column!r}; "
+            "mend them in the source"
+        )
 
 
 def _check_keys(rows: DataFrame, key: list[str]) -> None:

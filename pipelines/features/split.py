@@ -1,20 +1,24 @@
-"""Which split a row belongs to: given, or by a hash of its key or entity."""
+"""Which split a row belongs to: given, by time, or by a hash of its key or entity."""
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.config import Config
-from pipelines.config.data import HashSplit
+from pipelines.config.data import HashSplit, TimeSplit, utc
 
 _PLACES = 1 << 20  # shares are cut to a millionth
 
 
 def with_split(rows: DataFrame, config: Config) -> DataFrame:
-    """`rows` with a column `_split`, by the config; the same for a row wherever and whenever it is computed."""
+    """`rows` with a column `_split`, by the config; the same for a row wherever and whenever it is computed.
+
+    Null where a split by time meets a row without one.
+    """
     split = config.split
-    by = (split.by_hash or HashSplit()).by
-    entity = F.xxhash64(*by) if by else F.col("row_id")
-    if not split.given:
+    entity = F.xxhash64(*split.hashed) if split.hashed else F.col("row_id")
+    if split.by_time:
+        rows = rows.withColumn("_split", _by_time(split.by_time, config.source.columns[split.by_time.column]))
+    elif not split.given:
         shares = (split.by_hash or HashSplit()).shares
         rows = rows.withColumn("_split", _by_shares(entity, shares, config.seed, "split"))
     if split.validation:
@@ -32,6 +36,15 @@ def in_train(value: Column) -> Column:
 def _place(entity: Column, seed: int, purpose: str) -> Column:
     """A number in [0, 2^20) by a hash of the entity, independent for each purpose."""
     return F.pmod(F.xxhash64(entity, F.lit(f"{purpose}:{seed}")), F.lit(_PLACES))
+
+
+def _by_time(by: TimeSplit, dtype: str) -> Column:
+    """The last split whose boundary is not after the row."""
+    chosen = F.when(F.col(by.column).isNotNull(), F.lit("train"))
+    for name, moment in by.boundaries.items():
+        start = utc(moment).isoformat() if dtype == "timestamp" else utc(moment).date().isoformat()
+        chosen = F.when(F.col(by.column) >= F.lit(start).cast(dtype), F.lit(name)).otherwise(chosen)
+    return chosen
 
 
 def _by_shares(entity: Column, shares: dict[str, float], seed: int, purpose: str) -> Column:
