@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYSPARK_PYTHON ?= $(CURDIR)/$(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help doctor setup demo run plan layout audit $(STAGES) leaderboard rollback clean ui test test-faults check check-fast format docs bench bench-loader
+.PHONY: help doctor setup demo run plan profile layout audit $(STAGES) leaderboard rollback clean ui test test-faults check check-fast format docs bench bench-loader
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z$$()A-Z -]+:.*## / {sub(/\$$\(STAGES\)/, "<stage>", $$1); printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ plan: $(STAMP)  ## What the training would do: rows, memory, time, and what stan
 audit: $(STAMP)  ## What trained a run (RUN=id), or which models saw a row (ROW=key)
 	@$(BIN)/python jobs/audit.py conf/$(W).yaml $(if $(RUN),--run $(RUN)) $(if $(ROW),--row "$(ROW)") $(ARGS)
 
+profile: $(STAMP)  ## What Spark did in the last run: stages, shuffles, spills, skew (FORMAT=json)
+	@$(BIN)/python jobs/spark_profile.py conf/$(W).yaml --format $(FORMAT) $(ARGS)
+
 layout: $(STAMP)  ## Rewrite any Delta table so that it streams (ARGS="SOURCE TARGET")
 	@$(BIN)/python jobs/layout.py conf/$(W).yaml $(ARGS)
 
@@ -51,7 +54,7 @@ leaderboard: $(STAMP)  ## The candidates of the last evaluation (FORMAT=json)
 rollback: $(STAMP)  ## Move the champion back to the version before (ARGS="--to 2")
 	@$(BIN)/python jobs/rollback.py conf/$(W).yaml $(ARGS)
 
-clean: $(STAMP)  ## Remove the workload's tables, receipts, checkpoints and saved models
+clean: $(STAMP)  ## Remove the workload's tables, receipts, checkpoints, saved models and event logs
 	@$(BIN)/python jobs/clean.py conf/$(W).yaml $(ARGS)
 
 ui: $(STAMP)  ## MLflow's pages on 127.0.0.1 (PORT=5000)

@@ -1,4 +1,4 @@
-"""Remove a workload's tables, receipts, checkpoints and saved models. MLflow's runs and registered models stay.
+"""Remove a workload's tables, receipts, checkpoints, saved models and Spark's event logs. MLflow's runs and registered models stay.
 
 python jobs/clean.py conf/digits.yaml --dry-run
 """
@@ -15,7 +15,7 @@ from pipelines.run import only_one
 def clean(config: Config) -> None:
     """Say each folder with its size, and remove it."""
     with only_one(config.workload):
-        for part in ("tables", "runs", "models", "raw"):
+        for part in ("tables", "runs", "models", "raw", "logs/spark"):
             folder = lake_root() / part / config.workload
             if not folder.is_dir():
                 continue

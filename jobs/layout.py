@@ -10,6 +10,8 @@ from pipelines.cli import guarded, parser
 from pipelines.config import Config
 from pipelines.errors import ConfigError
 from pipelines.features.layout import rewrite
+from pipelines.features.sample import take_sample
+from pipelines.features.shuffle import shuffle_quality
 from pipelines.session import get_session
 
 
@@ -29,6 +31,8 @@ def write(config: Config) -> None:
         seed=config.seed,
     )
     print(f"{snapshot.table} version {snapshot.version}: {snapshot.rows:,} rows in {len(snapshot.files)} files")
+    quality = shuffle_quality(take_sample(snapshot))
+    print(f"{'' if quality.is_shuffled else 'warning: not well shuffled: '}{quality}")
 
 
 def _pair(text: str) -> tuple[str, float]:

@@ -14,6 +14,7 @@ from pyspark.sql import functions as F
 
 from pipelines.config.data import Source
 from pipelines.errors import DataError
+from pipelines.joins import join_as_of, joined_tables
 from pipelines.lake import table_path
 from pipelines.session import get_session
 from pipelines.sources.files import raw_files, root_of
@@ -38,7 +39,7 @@ def build(given: Given) -> Made:
     rows = parsed.observe(
         seen, F.count(F.lit(1)).alias("read"), F.count_if(F.col("_reason").isNotNull()).alias("rejected")
     )
-    accepted = rows.where(F.col("_reason").isNull()).drop("_raw", "_reason")
+    accepted = join_as_of(rows.where(F.col("_reason").isNull()).drop("_raw", "_reason"), config.source)
     snapshot = write_table(accepted, table, what="ingest")
     read, rejected = seen.get["read"], seen.get["rejected"]
     if snapshot.rows + rejected != read:
@@ -52,7 +53,8 @@ def build(given: Given) -> Made:
     given.run.dataset(snapshot, name="raw", context="ingested")
     return Made(
         rows=snapshot.rows,
-        result={"snapshot": snapshot.model_dump(mode="json"), **counts, "rejects": str(rejects)},
+        result={"snapshot": snapshot.model_dump(mode="json"), **counts, "rejects": str(rejects)}
+        | {"joins": joined_tables(config.source.joins)},
         outputs=[str(path) for path in snapshot.paths()],
         lines=[f"{read:,} rows read, {snapshot.rows:,} accepted, {rejected:,} rejected", *reasons],
     )

@@ -21,7 +21,7 @@ from pipelines.errors import LakeError
 from pipelines.lake import receipt_path, runs_path, scratch_path
 from pipelines.progress import say
 from pipelines.receipt import Receipt, changed, digest_of, files_digest, modules_digest, read_receipt, write_json
-from pipelines.sources.files import raw_files, root_of
+from pipelines.sources.files import data_files, root_of
 from pipelines.stage import Given
 
 
@@ -136,7 +136,11 @@ def depends_on(config: Config, name: str, inputs: dict[str, Receipt]) -> dict[st
     modules = [stage.build.partition(":")[0], *_named_modules(config, name)]
     parts |= {f"module {module}": sha for module, sha in modules_digest(modules).items()}
     if name == "ingest" or (name == "score" and config.score.paths):
-        parts["raw files"] = _raw_digest(config, name)
+        source = config.source.model_copy(update={"paths": config.score.paths} if name == "score" else {})
+        parts["raw files"] = files_digest(data_files(source), root=root_of(source))
+        if tables := [join.table for join in source.joins]:
+            joined = [files_digest(data_files(table), root=root_of(table)) for table in tables]
+            parts["joined files"] = digest_of(joined)
     if name in ("evaluate", "score"):
         champion = tracking.champion(config.workload, alias=config.score.alias if name == "score" else "champion")
         parts["champion"] = f"version {champion.version}" if champion else "none"
@@ -146,25 +150,14 @@ def depends_on(config: Config, name: str, inputs: dict[str, Receipt]) -> dict[st
 def _named_modules(config: Config, name: str) -> list[str]:
     """Modules that the config names, and so no import statement does."""
     if name in ("ingest", "score"):
-        named = [f"pipelines.sources.{config.source.format}"]
-        return named + ([config.source.prepare.partition(":")[0]] if config.source.prepare else [])
+        tables = [config.source, *[join.table for join in config.source.joins]]
+        named = [f"pipelines.sources.{table.format}" for table in tables]
+        return named + [table.prepare.partition(":")[0] for table in tables if table.prepare]
     if name == "train" and config.model:
         from pipelines.models.names import network_path
 
         return ["pipelines.train.worker", network_path(config.model.network).partition(":")[0]]
     return []
-
-
-def _raw_digest(config: Config, name: str) -> str:
-    source = config.source
-    if name == "score" and config.score.paths:
-        source = source.model_copy(update={"paths": config.score.paths})
-    files = [file for group in raw_files(source).values() for file in group]
-    if source.format == "delta":
-        from pipelines.sources.delta import pinned_files
-
-        files = pinned_files(source, files)
-    return files_digest(files, root=root_of(source))
 
 
 def _why_run(before: Receipt | None, made_from: dict[str, str]) -> str:

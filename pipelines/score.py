@@ -27,6 +27,7 @@ from pipelines.features.apply import transform
 from pipelines.features.fitted import BUNDLE_FILE, Bundle, FittedCategory, FittedFeatures
 from pipelines.features.split import with_split
 from pipelines.ingest import parse
+from pipelines.joins import join_as_of
 from pipelines.lake import Contract, LabelSpec, Snapshot, scratch_path, table_path
 from pipelines.session import get_session
 from pipelines.stage import Given, Made
@@ -203,7 +204,7 @@ def _rows_to_score(spark: SparkSession, given: Given) -> tuple[DataFrame, int | 
         if examples := rejected.limit(1).collect():
             first = examples[0]
             raise LakeError(f"score.paths: {first['_file']} line {first['_line']}: {first['_reason']}; mend the row")
-        return parsed.drop("_raw", "_reason"), None
+        return join_as_of(parsed.drop("_raw", "_reason"), source), None
     raw = Snapshot.model_validate(given.inputs["ingest"].result["snapshot"])
     rows = read_table(spark, raw)
     if config.score.split == "all":

@@ -23,6 +23,7 @@ import psutil
 from pipelines.config import Config
 from pipelines.config.load import lake_root
 from pipelines.errors import ConfigError, LakeError, one_line
+from pipelines.lake import events_path
 from pipelines.progress import Progress
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).resolve().parent
 STOP_S = 10.0
+KEPT_EVENT_LOGS = 5  # of each workload
+SHUFFLE_PARTITIONS = "spark.sql.shuffle.partitions"
+_PARTITION_BYTES = 32 << 20  # of files, which are a few times as much in memory
 DEFAULT_PROPERTIES = PACKAGE.parent / "conf" / "spark.conf"
 _properties_file = DEFAULT_PROPERTIES
 
@@ -55,11 +59,13 @@ def master() -> str:
     """The master that a session started now would have, without starting one."""
     if spark := active_session():
         return str(spark.sparkContext.master)
-    for line in _properties_file.read_text(encoding="utf-8").splitlines():
-        key, _, value = line.strip().partition(" ")
-        if key == "spark.master":
-            return value.strip()
-    return "local[*]"
+    return _properties().get("spark.master", "local[*]")
+
+
+def _properties() -> dict[str, str]:
+    """What the properties file says."""
+    lines = [line.split(maxsplit=1) for line in _properties_file.read_text(encoding="utf-8").splitlines()]
+    return {line[0]: line[1].strip() for line in lines if len(line) == 2}
 
 
 def active_session() -> "SparkSession | None":
@@ -93,6 +99,9 @@ def get_session(config: Config) -> "SparkSession":
         os.environ["PYSPARK_SUBMIT_ARGS"] = f"--properties-file {shlex.quote(str(_properties_file))} pyspark-shell"
     builder = SparkSession.builder.appName(f"headrace {config.workload}")
     builder = builder.config("spark.executorEnv.PYTHONPATH", str(_packaged()))  # not read in local mode
+    if not under_spark_submit() and "spark.eventLog.enabled" not in _properties():
+        for key, value in _event_log(config.workload).items():
+            builder = builder.config(key, value)
     _keep_own_sigint()
     with _quiet_start():
         spark = builder.getOrCreate()
@@ -103,8 +112,8 @@ def get_session(config: Config) -> "SparkSession":
     except LakeError:
         spark.stop()
         raise
-    if chosen.startswith("local"):
-        spark.conf.set("spark.sql.shuffle.partitions", str(max(4, 2 * (os.cpu_count() or 1))))
+    if chosen.startswith("local") and not spark.sparkContext.getConf().contains(SHUFFLE_PARTITIONS):
+        spark.conf.set(SHUFFLE_PARTITIONS, str(max(4, 2 * spark.sparkContext.defaultParallelism)))
     return spark
 
 
@@ -120,6 +129,32 @@ def local_session() -> "SparkSession":
         "--conf spark.log.level=ERROR pyspark-shell",
     )
     return SparkSession.builder.getOrCreate()
+
+
+def size_shuffles(spark: "SparkSession", num_bytes: int) -> None:
+    """Raise the partitions of a shuffle to what so many bytes of files need, unless Spark's properties set them.
+
+    Spark's adaptive execution merges partitions that turn out small, but never makes more of them.
+    """
+    wanted = -(-num_bytes // _PARTITION_BYTES)
+    is_set = spark.sparkContext.getConf().contains(SHUFFLE_PARTITIONS)
+    if not is_set and wanted > int(spark.conf.get(SHUFFLE_PARTITIONS) or 0):
+        spark.conf.set(SHUFFLE_PARTITIONS, str(wanted))
+
+
+def _event_log(workload: str) -> dict[str, str]:
+    """Properties that have Spark log its events, as plain JSON lines in one file; old ones are removed."""
+    folder = events_path(workload)
+    folder.mkdir(parents=True, exist_ok=True)
+    logs = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)
+    for path in logs[: -KEPT_EVENT_LOGS + 1]:
+        path.unlink(missing_ok=True)
+    return {
+        "spark.eventLog.enabled": "true",
+        "spark.eventLog.dir": folder.as_uri(),
+        "spark.eventLog.compress": "false",
+        "spark.eventLog.rolling.enabled": "false",
+    }
 
 
 def _keep_own_sigint() -> None:
@@ -222,8 +257,10 @@ def _quiet_start() -> Iterator[None]:
 
 @contextlib.contextmanager
 def spark_progress(spark: "SparkSession", what: str) -> Iterator[None]:
-    """Show how many tasks of the running Spark jobs are done, while the body runs."""
+    """Show how many tasks of the running Spark jobs are done, while the body runs; `what` describes its jobs."""
     tracker = spark.sparkContext.statusTracker()
+    outside = spark.sparkContext.getLocalProperty("spark.job.description")
+    spark.sparkContext.setJobDescription(what)
     done = threading.Event()
 
     def watch() -> None:
@@ -243,3 +280,4 @@ def spark_progress(spark: "SparkSession", what: str) -> Iterator[None]:
     finally:
         done.set()
         thread.join(timeout=2)
+        spark.sparkContext.setLocalProperty("spark.job.description", outside)  # type: ignore[arg-type]

@@ -15,13 +15,14 @@ from pyspark.sql import functions as F
 
 from pipelines.errors import LakeError
 from pipelines.lake import Snapshot
-from pipelines.session import spark_progress
+from pipelines.session import size_shuffles, spark_progress
 
 TABLE = "_table"  # the place of a row's table among several
 
 
 def read_table(spark: SparkSession, snapshot: Snapshot) -> DataFrame:
     """The rows of a Snapshot, at its version."""
+    size_shuffles(spark, sum(file.bytes for file in snapshot.files))
     return spark.read.format("delta").option("versionAsOf", snapshot.version).load(snapshot.table)
 
 

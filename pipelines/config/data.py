@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from pipelines.config import catalog
-from pipelines.config.base import DottedPath, Name, Section, Share, Strings, known_name, nearest
+from pipelines.config.base import DottedPath, Name, Positive, Section, Share, Strings, known_name, nearest
 
 COLUMN_TYPES = ("int", "bigint", "float", "double", "string", "boolean", "date", "timestamp", "binary")
 _COLUMN_TYPE = re.compile(
@@ -41,8 +41,14 @@ def sparse_size(dtype: str) -> int:
     return int(dtype.removeprefix("sparse(").removesuffix(")"))
 
 
-class Source(Section):
-    """Where the raw data is and what a row of it looks like."""
+def _as_mapping(value: Any) -> Any:
+    """Names as a mapping of each to itself."""
+    names = [value] if isinstance(value, str) else value
+    return {name: name for name in names} if isinstance(names, list) else names
+
+
+class Table(Section):
+    """Files of one format, and what a row of them looks like."""
 
     format: Literal["csv", "libsvm", "idx", "parquet", "delta"] = Field(description="The raw format.")
     paths: Strings | dict[Name, Strings] = Field(
@@ -57,13 +63,6 @@ class Source(Section):
     )
     options: dict[str, str | bool | int | float] = Field(
         default={}, description="Options of the format: for csv those of Spark's reader, for delta its `version`."
-    )
-    key: list[Name] = Field(
-        default=[],
-        description="Columns that name a row. Empty: (path relative to the source, line or record number).",
-    )
-    max_rejected: Share = Field(
-        default=0.0, description="The share of rows that may be rejected before the stage fails."
     )
     prepare: DottedPath | None = Field(
         default=None, description="A function `module:name` that writes the raw files into the folder it is given."
@@ -85,11 +84,9 @@ class Source(Section):
         return columns
 
     @model_validator(mode="after")
-    def _consistent(self) -> "Source":
+    def _format(self) -> "Table":
         for option in self.options:
             known_name(f"an option of {self.format}", option, catalog.SOURCE_OPTIONS[self.format])
-        for column in self.key:
-            known_name("key: a column of the schema", column, list(self.columns))
         layouts = {"idx": ["binary", "int"], "libsvm": ["double", "sparse(N)"]}
         if self.format in layouts:
             seen = [re.sub(r"\(\d+\)", "(N)", dtype) for dtype in self.columns.values()]
@@ -99,10 +96,96 @@ class Source(Section):
                 )
         return self
 
+
+class JoinTime(Section):
+    """The columns whose times are compared, dates or timestamps in UTC; a date is its midnight."""
+
+    left: Name = Field(description="Of the source.")
+    right: Name = Field(description="Of the joined table.")
+
+
+class Join(Section):
+    """An as-of join: each row gets the latest row of another table before its own time, or nulls."""
+
+    table: Table = Field(description="The other table: csv, parquet or delta.")
+    by: Annotated[dict[Name, Name], BeforeValidator(_as_mapping, json_schema_input_type=Strings | dict[Name, Name])] = (
+        Field(description="Columns that must be equal: names, or a mapping of the source's to the joined table's.")
+    )
+    time: JoinTime = Field(description="When a row was made, in each table.")
+    strict: bool = Field(default=True, description="Rows of the same moment count as too late.")
+    max_age_days: Positive | None = Field(default=None, description="Older rows count as missing.")
+    prefix: Name | None = Field(default=None, description="Put before the names of the joined columns.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Join":
+        table = self.table
+        if table.format not in ("csv", "parquet", "delta") or any(
+            t.startswith("sparse") for t in table.columns.values()
+        ):
+            raise ValueError(f"table: wanted csv, parquet or delta without sparse columns, seen {table.format}")
+        if isinstance(table.paths, dict):
+            raise ValueError("table.paths: wanted files of all splits, seen a mapping")
+        for column in self.by.values():
+            known_name("by: a column of the joined schema", column, list(table.columns))
+        known_name("time.right: a column of the joined schema", self.time.right, list(table.columns))
+        return self
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns that rows gain, and their types: all but those of `by`."""
+        return {self.named(name): t for name, t in self.table.columns.items() if name not in self.by.values()}
+
+    def named(self, column: str) -> str:
+        """The name that a column of the joined table takes."""
+        return f"{self.prefix or ''}{column}"
+
+
+class Source(Table):
+    """Where the raw data is and what a row of it looks like."""
+
+    key: list[Name] = Field(
+        default=[],
+        description="Columns that name a row. Empty: (path relative to the source, line or record number).",
+    )
+    max_rejected: Share = Field(
+        default=0.0, description="The share of rows that may be rejected before the stage fails."
+    )
+    joins: list[Join] = Field(default=[], description="Tables whose latest row before each row's time is joined to it.")
+
+    @model_validator(mode="after")
+    def _key(self) -> "Source":
+        for column in self.key:
+            known_name("key: a column of the schema", column, list(self.columns))
+        return self
+
+    @model_validator(mode="after")
+    def _joined(self) -> "Source":
+        columns = dict(self.columns)
+        for place, join in enumerate(self.joins):
+            where = f"joins.{place}"
+            for left, right in {**join.by, join.time.left: join.time.right}.items():
+                known_name(f"{where}: a column of the schema", left, list(self.columns))
+                types = self.columns[left], join.table.columns[right]
+                if left in join.by and types[0] != types[1]:
+                    raise ValueError(f"{where}.by: wanted one type, seen {left} {types[0]} and {right} {types[1]}")
+                if left == join.time.left and not {*types} <= {"date", "timestamp"}:
+                    raise ValueError(
+                        f"{where}.time: wanted dates or timestamps, seen {left} {types[0]}, {right} {types[1]}"
+                    )
+            if twice := [name for name in join.columns if name in columns or name in RESERVED_COLUMNS]:
+                raise ValueError(f"{where}: column {twice[0]!r} is there already; give the join a prefix")
+            columns |= join.columns
+        return self
+
     @property
     def splits(self) -> list[str]:
         """The splits that `paths` names; empty where it names none."""
         return list(self.paths) if isinstance(self.paths, dict) else []
+
+    @property
+    def ingested(self) -> dict[str, str]:
+        """The columns of an ingested row and their types: those of the schema, and those that are joined."""
+        return dict(self.columns, **{name: dtype for join in self.joins for name, dtype in join.columns.items()})
 
 
 class HashSplit(Section):

@@ -109,8 +109,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _columns(self) -> "Config":
-        columns = list(self.source.columns)
-        known_name("features.label.column: a column of the schema", self.features.label.column, columns)
+        known_name("features.label.column: a column of the schema", self.features.label.column, [*self.source.columns])
+        columns = list(self.source.ingested)
         for name, group in self.features.inputs.items():
             against = [step.age.against for step in group.steps if step.age]
             for column in group.weights:
@@ -124,7 +124,7 @@ class Config(Section):
                 known_name(f"features.inputs.{name}.columns: a column of the schema", column, columns)
                 if column == self.features.label.column:
                     raise ValueError(f"features.inputs.{name}.columns: wanted inputs, seen the label {column!r}")
-                self._check_type(name, column, self.source.columns[column], group)
+                self._check_type(name, column, self.source.ingested[column], group)
         for where, names in (
             ("gate.slices", self.gate.slices),
             ("split.hash.by" if self.split.by_hash else "split.entity", self.split.hashed),

@@ -16,6 +16,7 @@ from pipelines.features.layout import lay_out_tables
 from pipelines.features.leaks import check_entities
 from pipelines.features.split import with_split
 from pipelines.lake import CONTRACT_KEY, Contract, Snapshot, scratch_path, table_path
+from pipelines.plans import last_query, plans_since
 from pipelines.receipt import write_json
 from pipelines.session import get_session, spark_progress
 from pipelines.stage import Given, Made
@@ -33,6 +34,7 @@ def build(given: Given) -> Made:
     spark = get_session(config)
     raw = Snapshot.model_validate(given.inputs["ingest"].result["snapshot"])
     rows = with_split(read_table(spark, raw), config)
+    before = last_query(spark)
     checks_entities = bool(config.split.entity) and config.split.leaks.entities != "off"
     warnings = check_entities(rows, config) if checks_entities else []
     with spark_progress(spark, "features: fit"):
@@ -47,6 +49,7 @@ def build(given: Given) -> Made:
     path = table_path(config.workload, "features") / "fitted.json"
     write_json(path, fitted.fitted)
     _report(given, fitted, snapshots, passes)
+    given.run.text("explain.txt", plans_since(spark, before))
     inspected = inspect_tables(given, snapshots, contract.label)
     return Made(
         rows=sum(snapshot.rows for snapshot in snapshots.values()),

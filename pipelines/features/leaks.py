@@ -20,6 +20,7 @@ from pipelines.errors import DataError
 from pipelines.features.fitted import Floats
 from pipelines.features.sample import Sample, places
 from pipelines.lake import LabelSpec, Snapshot
+from pipelines.session import spark_progress
 from pipelines.tables import read_table
 
 TELLS_THE_LABEL = 0.99
@@ -29,7 +30,7 @@ _MEASURES = {"binary": "AUC", "multiclass": "balanced accuracy", "real": "rank c
 
 
 @dataclass(frozen=True)
-class Leaks:
+class Found:
     """What was found.
 
     Attributes:
@@ -54,7 +55,8 @@ def check_entities(rows: DataFrame, config: Config) -> list[str]:
         known = known & F.col(name).isNotNull()
     splits = F.sort_array(F.collect_set("_split"))
     twice = rows.where(known).groupBy(*entity).agg(splits.alias("splits")).where(F.size("splits") > 1)
-    seen = twice.agg(F.count(F.lit(1)).alias("num"), F.min(F.struct(*entity, "splits")).alias("first")).first()
+    with spark_progress(rows.sparkSession, "features: entities"):
+        seen = twice.agg(F.count(F.lit(1)).alias("num"), F.min(F.struct(*entity, "splits")).alias("first")).first()
     if not seen or not seen["num"]:
         return []
     shown = ", ".join(f"{name}={seen['first'][name]}" for name in entity)
@@ -67,7 +69,7 @@ def check_entities(rows: DataFrame, config: Config) -> list[str]:
 
 def find_leaks(
     spark: SparkSession, snapshots: Mapping[str, Snapshot], sample: Sample, label: LabelSpec, config: Config
-) -> Leaks:
+) -> Found:
     """Look for duplicates and for features that tell the label; neither reads the input.
 
     Args:
@@ -95,7 +97,7 @@ def find_leaks(
             f"features: {name!r} alone tells the label: {_MEASURES[label.kind]} {value:.4f}, suspicious above "
             f"{TELLS_THE_LABEL}; leave it out unless it is known when the model is asked",
         )
-    return Leaks(duplicates, telling, tuple(warnings))
+    return Found(duplicates, telling, tuple(warnings))
 
 
 def count_duplicates(spark: SparkSession, snapshots: Mapping[str, Snapshot], config: Config) -> dict[str, int]:

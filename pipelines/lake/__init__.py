@@ -1,7 +1,7 @@
 """The lake: its folders, and Snapshot, a Delta table pinned at a version with its files, rows and contract."""
 
 from pipelines.lake.contract import CONTRACT_KEY, Column, Contract, LabelSpec
-from pipelines.lake.paths import receipt_path, runs_path, scratch_path, table_path
+from pipelines.lake.paths import events_path, receipt_path, runs_path, scratch_path, table_path
 from pipelines.lake.row_ids import ROW_ID, UINT64
 from pipelines.lake.snapshot import File, Snapshot
 
@@ -14,6 +14,7 @@ __all__ = [
     "File",
     "LabelSpec",
     "Snapshot",
+    "events_path",
     "receipt_path",
     "runs_path",
     "scratch_path",

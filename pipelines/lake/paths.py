@@ -25,3 +25,8 @@ def scratch_path(workload: str) -> Path:
 def receipt_path(workload: str, stage: str) -> Path:
     """Where a stage leaves its receipt."""
     return runs_path(workload) / f"{stage}.json"
+
+
+def events_path(workload: str) -> Path:
+    """Where Spark leaves the event logs of a workload's stages."""
+    return lake_root() / "logs" / "spark" / workload

@@ -6,7 +6,7 @@ from pathlib import Path
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from pipelines.config.data import Source
+from pipelines.config.data import Table
 from pipelines.errors import DataError
 from pipelines.sources.lines import numbered_lines
 from pipelines.sources.reasons import first_reason, not_finite
@@ -14,7 +14,7 @@ from pipelines.sources.reasons import first_reason, not_finite
 _CORRUPT = "_corrupt"
 
 
-def read(spark: SparkSession, source: Source, files: Sequence[Path], root: Path) -> DataFrame:
+def read(spark: SparkSession, source: Table, files: Sequence[Path], root: Path) -> DataFrame:
     """Rows of `files`; one with a wrong number of fields or a field of another type has a reason."""
     options = {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in source.options.items()}
     header = options.pop("header", "false") == "true"

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from pyspark.sql import DataFrame, SparkSession
 
-from pipelines.config.data import Source
+from pipelines.config.data import Table
 from pipelines.lake import Snapshot
 from pipelines.sources import parquet
 
 
-def read(spark: SparkSession, source: Source, files: Sequence[Path], root: Path) -> DataFrame:
+def read(spark: SparkSession, source: Table, files: Sequence[Path], root: Path) -> DataFrame:
     """Rows of the pinned version's files.
 
     Raises:
@@ -20,7 +20,7 @@ def read(spark: SparkSession, source: Source, files: Sequence[Path], root: Path)
     return parquet.read(spark, source, pinned_files(source, files), root)
 
 
-def pinned_files(source: Source, tables: Sequence[Path]) -> list[Path]:
+def pinned_files(source: Table, tables: Sequence[Path]) -> list[Path]:
     """The Parquet files of each table at the pinned version."""
     version = source.options.get("version")
     pinned = [Snapshot.open(table, version=None if version is None else int(version), row_id_sum=0) for table in tables]

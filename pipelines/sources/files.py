@@ -6,13 +6,13 @@ import re
 from importlib import import_module
 from pathlib import Path
 
-from pipelines.config.data import Source
+from pipelines.config.data import Table
 from pipelines.errors import DataError
 
 _GLOB = re.compile(r"[*?\[]")
 
 
-def raw_files(source: Source) -> dict[str, list[Path]]:
+def raw_files(source: Table) -> dict[str, list[Path]]:
     """The files of each split, sorted; one entry named '' where the paths name no splits.
 
     A source with `prepare` has its files made first, where they are missing.
@@ -27,7 +27,22 @@ def raw_files(source: Source) -> dict[str, list[Path]]:
     return {split: _resolve(patterns, source.format) for split, patterns in paths.items()}
 
 
-def root_of(source: Source) -> Path:
+def data_files(table: Table) -> list[Path]:
+    """The files that hold the rows: those of the pinned version where they are Delta tables.
+
+    Raises:
+        DataError: A path names no file.
+        LakeError: A table cannot be pinned.
+    """
+    files = [file for group in raw_files(table).values() for file in group]
+    if table.format == "delta":
+        from pipelines.sources.delta import pinned_files
+
+        files = pinned_files(table, files)
+    return files
+
+
+def root_of(source: Table) -> Path:
     """The folder that relative paths, and so keys, start from.
 
     It follows from the config alone: a new file under a glob does not move it.
@@ -36,7 +51,7 @@ def root_of(source: Source) -> Path:
     return Path(os.path.commonpath([_fixed_folder(pattern) for patterns in paths.values() for pattern in patterns]))
 
 
-def _all_there(source: Source) -> bool:
+def _all_there(source: Table) -> bool:
     patterns = source.paths if isinstance(source.paths, list) else [p for group in source.paths.values() for p in group]
     return all(glob.glob(pattern, recursive=True) for pattern in patterns)
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from pipelines.config.data import Source
+from pipelines.config.data import Table
 from pipelines.errors import DataError
 
 _IMAGES, _LABELS = 0x803, 0x801
@@ -25,7 +25,7 @@ _BATCH = 4096
 _TASK_ROWS = 200_000
 
 
-def read(spark: SparkSession, source: Source, files: Sequence[Path], root: Path) -> DataFrame:
+def read(spark: SparkSession, source: Table, files: Sequence[Path], root: Path) -> DataFrame:
     """Rows of `files`: an image's bytes and its label. No row is rejected: a file fits or it does not.
 
     Raises:

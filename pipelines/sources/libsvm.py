@@ -9,12 +9,12 @@ from pathlib import Path
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from pipelines.config.data import Source, sparse_size
+from pipelines.config.data import Table, sparse_size
 from pipelines.sources.lines import numbered_lines
 from pipelines.sources.reasons import first_reason, not_finite
 
 
-def read(spark: SparkSession, source: Source, files: Sequence[Path], root: Path) -> DataFrame:
+def read(spark: SparkSession, source: Table, files: Sequence[Path], root: Path) -> DataFrame:
     """Rows of `files`: the label, and a struct of `ids` (from 0) and `values`."""
     (label, _), (vector, dtype) = source.columns.items()
     size = sparse_size(dtype)

@@ -9,13 +9,13 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from pipelines.arrays import ARROW_TYPES
-from pipelines.config.data import Source
+from pipelines.config.data import Table
 from pipelines.errors import DataError, one_line
 from pipelines.sources.lines import relative_path
 from pipelines.sources.reasons import first_reason, not_finite
 
 
-def read(spark: SparkSession, source: Source, files: Sequence[Path], root: Path) -> DataFrame:
+def read(spark: SparkSession, source: Table, files: Sequence[Path], root: Path) -> DataFrame:
     """Rows of `files`. A row with NaN or infinity has a reason; a file with other columns fails the stage.
 
     Raises:

@@ -34,7 +34,9 @@ BOUNDARIES = {"validation": "2024-05-01", "test": "2024-06-01"}
 
 def timed(workload: Workload, rows: str = "", *, kind: str = "date", **split: Any) -> Path:
     """A workload of (customer, day, a, y), split by day."""
-    path = workload(rows or None, split={"time": {"column": "day", "boundaries": BOUNDARIES}, **split}, features=FEATURES)
+    path = workload(
+        rows or None, split={"time": {"column": "day", "boundaries": BOUNDARIES}, **split}, features=FEATURES
+    )
     path.write_text(path.read_text().replace("a double, b double, color string, y int", SOURCE.format(kind)))
     return path
 
