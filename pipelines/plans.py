@@ -12,10 +12,13 @@ def last_query(spark: SparkSession) -> int:
 
 
 def plans_since(spark: SparkSession, query: int) -> str:
-    """The plan of each query behind that one, as adaptive execution left it: Spark's `explain("formatted")`."""
+    """The plan of each query behind that one, as adaptive execution left it: Spark's `explain("formatted")`.
+
+    Without the queries that Delta makes to read its log.
+    """
     queries, parts = _queries(spark), []
     for run in (queries.apply(i) for i in range(queries.size())):
-        if run.executionId() > query:
+        if run.executionId() > query and not run.description().startswith("Delta: "):
             parts.append(f"==== {run.description()}\n{run.physicalPlanDescription().strip()}\n")
     return "\n".join(parts)
 

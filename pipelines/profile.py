@@ -138,14 +138,13 @@ def _events(log: Path) -> Iterable[dict[str, Any]]:
 def _stage(info: Mapping[str, Any], what: str, tasks: list[Mapping[str, Any]]) -> StageProfile:
     metrics: list[Mapping[str, Any]] = [task["Task Metrics"] for task in tasks if task.get("Task Metrics")]
     seconds = [(task["Task Info"]["Finish Time"] - task["Task Info"]["Launch Time"]) / 1e3 for task in tasks] or [0.0]
-    run_ms = sum(m["Executor Run Time"] for m in metrics)
 
     def total(*keys: str) -> int:
         return sum(int(_at(m, keys)) for m in metrics)
 
     return StageProfile(
         stage=info["Stage ID"],
-        what=what or _call(info["Stage Name"]),
+        what=_purpose(what) or _call(info["Stage Name"]),
         tasks=len(tasks),
         failed_tasks=sum(task["Task Info"]["Failed"] for task in tasks),
         wall_s=(info.get("Completion Time", 0) - info.get("Submission Time", 0)) / 1e3,
@@ -156,7 +155,7 @@ def _stage(info: Mapping[str, Any], what: str, tasks: list[Mapping[str, Any]]) -
         shuffle_write_bytes=total("Shuffle Write Metrics", "Shuffle Bytes Written"),
         output_bytes=total("Output Metrics", "Bytes Written"),
         spill_bytes=(total("Memory Bytes Spilled"), total("Disk Bytes Spilled")),
-        gc_share=total("JVM GC Time") / run_ms if run_ms else 0.0,
+        gc_share=total("JVM GC Time") / 1e3 / max(sum(seconds), 1e-3),
         skew=max(seconds) / max(median(seconds), 1e-3),
         longest_task_s=max(seconds),
     )
@@ -166,6 +165,16 @@ def _at(metrics: Any, keys: Iterable[str]) -> Any:
     for key in keys:
         metrics = metrics.get(key, {})
     return metrics or 0
+
+
+def _purpose(description: str) -> str:
+    """A job's description; what Delta puts around it where it reads its log becomes a note."""
+    bare = description
+    while bare.startswith("Delta: "):
+        bare = bare.removeprefix("Delta: ")
+    if bare == description:
+        return description
+    return bare.partition(": Filtering files")[0].partition(": Compute snapshot")[0] + " (Delta's log)"
 
 
 def _call(name: str) -> str:
@@ -179,12 +188,12 @@ def as_text(profile: Profile) -> str:
     lines = [
         f"{profile.application}: {profile.log}",
         "",
-        "stage  tasks  wall s  task s     input  shuffled    spread     spill   gc  skew  what",
+        "stage  tasks  wall s  task s     input  shuffle in  shuffle out     spill   gc  skew  what",
     ]
     for s in profile.stages:
         lines.append(
             f"{s.stage:>5} {s.tasks:>6} {s.wall_s:>7.1f} {s.task_s:>7.1f} {_size(s.input_bytes):>9} "
-            f"{_size(s.shuffle_read_bytes):>9} {_size(s.shuffle_write_bytes):>9} {_size(s.spill_bytes[1]):>9} "
+            f"{_size(s.shuffle_read_bytes):>11} {_size(s.shuffle_write_bytes):>12} {_size(s.spill_bytes[1]):>9} "
             f"{s.gc_share:>4.0%} {s.skew:>5.1f}  {s.what}"
         )
     stages = profile.stages

@@ -46,7 +46,6 @@ def task(seconds: float, *, gc_ms: int = 0, disk: int = 0, failed: bool = False)
         "Stage Attempt ID": 0,
         "Task Info": {"Launch Time": 1000, "Finish Time": 1000 + int(seconds * 1000), "Failed": failed},
         "Task Metrics": {
-            "Executor Run Time": int(seconds * 1000),
             "JVM GC Time": gc_ms,
             "Memory Bytes Spilled": 4 * disk,
             "Disk Bytes Spilled": disk,

@@ -6,6 +6,7 @@ feature tables: rows that are equal in the input are equal there. Features are t
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,6 @@ from pipelines.features.fitted import Floats
 from pipelines.features.sample import Sample, places
 from pipelines.lake import LabelSpec, Snapshot
 from pipelines.session import spark_progress
-from pipelines.tables import read_table
 
 TELLS_THE_LABEL = 0.99
 _FEWEST = 10  # rows of a class, or of a real label, below which chance may tell the label
@@ -112,12 +112,13 @@ def count_duplicates(spark: SparkSession, snapshots: Mapping[str, Snapshot], con
     if not compared:
         return {}
     row = F.xxhash64(*compared, "label").alias("row")
+    # The files themselves: Delta's log would take longer than a small table.
+    schema = spark.read.parquet(str(snapshots["train"].paths()[0])).schema
     parts = [
-        read_table(spark, snapshot).select(row, F.lit(split).alias("split")) for split, snapshot in snapshots.items()
+        spark.read.schema(schema).parquet(*map(str, table.paths())).select(row, F.lit(split).alias("split"))
+        for split, table in snapshots.items()
     ]
-    rows = parts[0]
-    for part in parts[1:]:
-        rows = rows.unionAll(part)
+    rows = reduce(DataFrame.unionAll, parts)
     others = [split for split in snapshots if split != "train"]
     counts = rows.groupBy("row").agg(*[F.count_if(F.col("split") == split).alias(split) for split in snapshots])
     found = counts.where("train > 0").agg(*[F.sum(split).alias(split) for split in others]).first()
