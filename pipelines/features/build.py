@@ -50,7 +50,7 @@ def build(given: Given) -> Made:
     write_json(path, fitted.fitted)
     _report(given, fitted, snapshots, passes)
     given.run.text("explain.txt", plans_since(spark, before))
-    inspected = inspect_tables(given, snapshots, contract.label)
+    inspected = inspect_tables(given, snapshots, contract.label, warnings=warnings)
     return Made(
         rows=sum(snapshot.rows for snapshot in snapshots.values()),
         result={
@@ -67,7 +67,6 @@ def build(given: Given) -> Made:
             ", ".join(f"{split} {s.rows:,} rows in {len(s.files)} files" for split, s in snapshots.items()),
             f"input read {len(passes)} times: {', '.join(passes)}",
             *fitted.notes,
-            *warnings,
             *inspected.lines,
         ],
     )

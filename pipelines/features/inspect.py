@@ -1,6 +1,6 @@
 """What the features stage says of the tables that it wrote: how well they are shuffled, and whether the split leaks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pipelines.features.leaks import find_leaks
 from pipelines.features.sample import take_sample
@@ -10,8 +10,16 @@ from pipelines.session import get_session, spark_progress
 from pipelines.stage import Given, Made
 
 
-def inspect_tables(given: Given, snapshots: Mapping[str, Snapshot], label: LabelSpec) -> Made:
+def inspect_tables(
+    given: Given, snapshots: Mapping[str, Snapshot], label: LabelSpec, *, warnings: Sequence[str] = ()
+) -> Made:
     """Look at the feature table of each split; figures go to MLflow, warnings to its tag `headrace.warnings` as well.
+
+    Args:
+        given: What the stage works from.
+        snapshots: The feature table of each split.
+        label: What it means.
+        warnings: Those that the stage has already.
 
     Returns:
         What the stage's own result and lines take in.
@@ -24,8 +32,8 @@ def inspect_tables(given: Given, snapshots: Mapping[str, Snapshot], label: Label
     spark = get_session(given.config)
     with spark_progress(spark, "features: leaks"):
         leaks = find_leaks(spark, snapshots, samples["train"], label, given.config)
-    warnings = [f"warning: {split} is not well shuffled: {q}" for split, q in shuffled.items() if not q.is_shuffled]
-    warnings += leaks.warnings
+    clumped = [f"warning: {split} is not well shuffled: {q}" for split, q in shuffled.items() if not q.is_shuffled]
+    warnings = [*warnings, *clumped, *leaks.warnings]
     for split, quality in shuffled.items():
         figures = {"label_run_length": quality.label_run_length, "neighbour_correlation": quality.neighbour_correlation}
         given.run.metrics({f"shuffle/{split}/{name}": value for name, value in figures.items() if value is not None})
