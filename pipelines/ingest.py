@@ -53,8 +53,12 @@ def build(given: Given) -> Made:
     given.run.dataset(snapshot, name="raw", context="ingested")
     return Made(
         rows=snapshot.rows,
-        result={"snapshot": snapshot.model_dump(mode="json"), **counts, "rejects": str(rejects)}
-        | {"joins": joined_tables(config.source.joins)},
+        result={
+            "snapshot": snapshot.model_dump(mode="json"),
+            **counts,
+            "rejects": str(rejects),
+            "joins": joined_tables(config.source.joins),
+        },
         outputs=[str(path) for path in snapshot.paths()],
         lines=[f"{read:,} rows read, {snapshot.rows:,} accepted, {rejected:,} rejected", *reasons],
     )

@@ -8,9 +8,10 @@ from pydantic import Field, model_validator
 
 from pipelines.config import catalog
 from pipelines.config.base import Name, Natural, Positive, Section, Strings, known_name
-from pipelines.config.data import NUMERIC, Source, Split, utc
+from pipelines.config.data import NUMERIC, Source
 from pipelines.config.features import Features, Input
 from pipelines.config.learning import Estimator, Model, Train
+from pipelines.config.split import Split, utc
 
 METRICS = ("accuracy", "log_loss", "auc", "pr_auc", "rmse", "mae", "r2")
 LOWER_IS_BETTER = frozenset({"log_loss", "rmse", "mae"})

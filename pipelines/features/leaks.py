@@ -16,7 +16,7 @@ from pyspark.sql import functions as F
 from scipy.stats import rankdata
 
 from pipelines.config import Config
-from pipelines.config.data import Outcome
+from pipelines.config.split import Outcome
 from pipelines.errors import DataError
 from pipelines.features.fitted import Floats
 from pipelines.features.sample import Sample, places

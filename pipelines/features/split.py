@@ -4,7 +4,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.config import Config
-from pipelines.config.data import HashSplit, TimeSplit, utc
+from pipelines.config.split import HashSplit, TimeSplit, utc
 
 _PLACES = 1 << 20  # shares are cut to a millionth
 
