@@ -116,10 +116,10 @@ class Config(Section):
             against = [step.age.against for step in group.steps if step.age]
             for column in group.weights:
                 known_name(f"features.inputs.{name}.steps: bag: weights: a column of the schema", column, columns)
-                if not re.match(r"array<(?!string)", self.source.columns[column]):
+                if not re.match(r"array<(?!string)", self.source.ingested[column]):
                     raise ValueError(
                         f"features.inputs.{name}.steps: bag: weights: column {column!r}: wanted a list of numbers, seen "
-                        f"{self.source.columns[column]}"
+                        f"{self.source.ingested[column]}"
                     )
             for column in (*group.columns, *against):
                 known_name(f"features.inputs.{name}.columns: a column of the schema", column, columns)

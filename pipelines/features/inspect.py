@@ -1,5 +1,6 @@
 """What the features stage says of the tables that it wrote: how well they are shuffled, and whether the split leaks."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 from pipelines.features.leaks import find_leaks
@@ -38,7 +39,8 @@ def inspect_tables(
         figures = {"label_run_length": quality.label_run_length, "neighbour_correlation": quality.neighbour_correlation}
         given.run.metrics({f"shuffle/{split}/{name}": value for name, value in figures.items() if value is not None})
     given.run.metrics({f"leaks/duplicates/{split}": num for split, num in leaks.duplicates.items()})
-    given.run.metrics({f"leaks/feature/{name}"[:250]: value for name, value in leaks.telling.items()})
+    named = {re.sub(r"[^\w. :/-]", "_", name)[:200]: value for name, value in leaks.telling.items()}
+    given.run.metrics({f"leaks/feature/{name}": value for name, value in named.items()})
     if warnings:
         given.run.tags({"headrace.warnings": "\n".join(warnings)})
     return Made(

@@ -53,9 +53,10 @@ def take_sample(snapshot: Snapshot) -> Sample:
 
 def places(column: Column) -> list[str]:
     """Names each place of a column's value."""
-    if column.names or not column.shape:
-        return list(column.names) or [column.name]
-    return [f"{column.name} {place}" for place in range(column.width)]
+    if not column.shape:
+        return [column.name]
+    named = len(column.names) == column.width
+    return list(column.names) if named else [f"{column.name} {place}" for place in range(column.width)]
 
 
 def _is_number(column: Column) -> bool:
