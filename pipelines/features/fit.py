@@ -86,7 +86,7 @@ def fit(rows: DataFrame, config: Config) -> Fit:
                 inputs.append(_fit_input(name, config, numbers, counted, num_train, notes))
         label = _fit_label(features.label, config.source.columns[features.label.column], stats, counted)
         passes += ["values"] * (counted.is_unique is not None)
-    columns = {name: config.source.columns[name] for name in features.sources}
+    columns = {name: config.source.ingested[name] for name in features.sources}
     widths = {name: max(1, int(stats[f"{name}:width"])) for name in features.inputs if f"{name}:width" in stats}
     return Fit(
         fitted=FittedFeatures(inputs=tuple(inputs), label=label, columns=columns),
