@@ -1,7 +1,7 @@
 """Feature columns as the vector that an MLlib family wants.
 
-Linear models and networks see ids one-hot and sparse; trees see them as nominal attributes; sparse inputs stay
-sparse. An id is never read as a number.
+Linear models and networks see ids one-hot and sparse; trees see them as nominal attributes, and buckets, which have
+an order, as numbers; sparse inputs stay sparse. The id of a category is never read as a number.
 """
 
 from collections.abc import Sequence
@@ -56,7 +56,11 @@ def assemble(rows: DataFrame, contract: Contract, *, estimator: str) -> DataFram
 
 def num_bins(contract: Contract) -> int:
     """The `maxBins` that the widest nominal attribute needs."""
-    return max([2, *(size for column in contract.inputs if column.kind == "ids" for size in column.sizes)])
+    ids = [column for column in contract.inputs if column.kind == "ids"]
+    nominal = [
+        size for column in ids for size, is_nominal in zip(column.sizes, _nominal(column), strict=True) if is_nominal
+    ]
+    return max([2, *nominal])
 
 
 def vector_size(contract: Contract, *, estimator: str) -> int:
@@ -74,17 +78,24 @@ def _width(column: Column) -> int:
     return column.sizes[0] if column.kind == "sparse_ids" else column.width
 
 
+def _nominal(column: Column) -> list[bool]:
+    """For each place of ids whether a tree takes them as categories without an order."""
+    return [not is_ordered for is_ordered in column.ordered or (False,) * len(column.sizes)]
+
+
 def _add_ids(rows: DataFrame, column: Column, *, one_hot: bool) -> tuple[DataFrame, list[str]]:
-    nominal = [f"_nominal_{column.name}_{place}" for place in range(len(column.sizes))]
+    names = [f"_id_{column.name}_{place}" for place in range(len(column.sizes))]
     places = []
-    for place, (name, size) in enumerate(zip(nominal, column.sizes, strict=True)):
-        attribute = {"ml_attr": {"type": "nominal", "vals": [str(i) for i in range(size)], "name": column.names[place]}}
-        places.append(F.col(column.name)[place].cast("double").alias(name, metadata=attribute))
+    for place, (name, is_nominal) in enumerate(zip(names, _nominal(column), strict=True)):
+        values = [str(i) for i in range(column.sizes[place])]
+        nominal = {"ml_attr": {"type": "nominal", "vals": values, "name": column.names[place]}}
+        metadata = nominal if one_hot or is_nominal else {}
+        places.append(F.col(column.name)[place].cast("double").alias(name, metadata=metadata))
     rows = rows.select("*", *places)
     if not one_hot:
-        return rows, nominal
-    encoded = [f"{name}_one_hot" for name in nominal]
-    encoder = OneHotEncoder(inputCols=nominal, outputCols=encoded, dropLast=False)
+        return rows, names
+    encoded = [f"{name}_one_hot" for name in names]
+    encoder = OneHotEncoder(inputCols=names, outputCols=encoded, dropLast=False)
     return encoder.fit(rows).transform(rows), encoded
 
 

@@ -17,13 +17,14 @@ from pyspark.ml.linalg import DenseMatrix, DenseVector
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.storagelevel import StorageLevel
 
-from pipelines import tracking
+from pipelines import plots, tracking
 from pipelines.assemble import VECTOR, assemble, num_bins, vector_size
 from pipelines.config.catalog import ESTIMATORS, TREES
 from pipelines.config.learning import Estimator
 from pipelines.config.load import lake_root
 from pipelines.errors import ConfigError, one_line
 from pipelines.features.fitted import Bundle, FittedFeatures
+from pipelines.importances import importances
 from pipelines.lake import Contract, Snapshot, scratch_path
 from pipelines.session import get_session, spark_progress
 from pipelines.stage import Given, Made
@@ -136,6 +137,9 @@ def _log(model: Model, wanted: Estimator, given: Given, snapshot: Snapshot, seco
     given.run.metrics({f"{name}/fit_seconds": seconds})
     fitted = FittedFeatures.model_validate(given.inputs["features"].result["fitted"])
     assert snapshot.contract is not None, "a feature table carries its contract"
+    if found := importances(model, name, fitted, snapshot.contract):
+        given.run.json(f"importances/{name}.json", found.model_dump(mode="json"))
+        given.run.figure(f"importances/{name}.png", plots.importances(found, name))
     bundle = Bundle(name=name, kind="classic", fitted=fitted, contract=snapshot.contract)
     uri, size = tracking.log_classic(model, name, bundle=bundle, scratch=scratch_path(given.config.workload))
     return ModelRef(

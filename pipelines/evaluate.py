@@ -11,23 +11,25 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from pipelines import plots, tracking
+from pipelines.bootstrap import Difference, Resampled, resample
 from pipelines.config import Config
 from pipelines.config.workload import LOWER_IS_BETTER
 from pipelines.errors import DataError
 from pipelines.features.apply import transform, with_label
 from pipelines.features.fitted import FittedFeatures
 from pipelines.features.split import with_split
-from pipelines.gate import Difference, Verdict, judge, paired_bootstrap
+from pipelines.gate import Verdict, judge
 from pipelines.lake import LabelSpec, Snapshot, scratch_path, table_path
 from pipelines.leaderboard import table as leaderboard_table
-from pipelines.metrics import Measured, by_slice, confusion, histograms, measure, paired_rows, sampled
-from pipelines.score import loaded, predict
+from pipelines.metrics import Measured, by_slice, confusion, histograms, measure, row_values, sampled
+from pipelines.score import Loaded, loaded, measure_speed, predict
 from pipelines.session import get_session, spark_progress
 from pipelines.stage import Given, Made
 from pipelines.tables import read_table, write_table
 from pipelines.tracking import ModelRef, Registered, Run
 
 CHAMPION = "champion"
+CONFIDENCE = 0.95  # of the intervals on the leaderboard
 _SLICE = "slice_"
 
 
@@ -44,18 +46,22 @@ def build(given: Given) -> Made:
     spec = FittedFeatures.model_validate(features["fitted"]).label.spec
     refs = _candidates(given)
     champion = _comparable(config.workload, spec)
-    scored = _score_all(spark, given, refs, champion, spec)
+    scored, speeds = _score_all(spark, given, refs, champion, spec)
     splits = [split for split in ("validation", "test") if split in snapshots]
     with spark_progress(spark, "evaluate: metrics"):
         measured = measure(scored, spec)
         _check_rows(measured, snapshots)
         chosen = _choose(refs, measured, config)
         test = scored.where(F.col("split") == "test")
-        difference = _against_champion(test, chosen, champion, config)
+        models = [ref.name for ref in refs] + ([CHAMPION] if champion else [])
+        drawn = resample(config.gate_metric, *row_values(test, models, config.gate_metric), seed=config.seed)
+        difference = _difference(drawn, chosen, config)
         slices = by_slice(test.where(F.col("candidate") == chosen), spec, [_SLICE + c for c in config.gate.slices])
         verdict = judge(config.gate, chosen, measured[chosen, "test"].metrics, difference)
-        _plot(given.run, test, refs, chosen, spec, measured, config)
-    candidates = [_entry(ref, measured) for ref in refs]
+        candidates = [_entry(ref, measured, drawn, speeds[ref.name]) for ref in refs]
+        _keep_metrics(given.run, measured, speeds)
+        given.run.figure("leaderboard.png", plots.leaderboard(candidates, config.gate_metric, chosen))
+        _plot(given.run, test, chosen, spec)
     against = None if champion is None else _against(champion, measured, difference)
     path = table_path(config.workload, "evaluated")
     result: dict[str, Any] = {
@@ -100,8 +106,8 @@ def _comparable(workload: str, spec: LabelSpec) -> Registered | None:
 
 def _score_all(
     spark: SparkSession, given: Given, refs: list[ModelRef], champion: Registered | None, spec: LabelSpec
-) -> DataFrame:
-    """One table of every model's predictions on validation and test rows, written and read back."""
+) -> tuple[DataFrame, dict[str, float]]:
+    """One table of every model's predictions on validation and test rows, written and read back; rows scored a second."""
     config = given.config
     raw = read_table(spark, Snapshot.model_validate(given.inputs["ingest"].result["snapshot"]))
     rows = with_split(raw, config).where(F.col("_split").isin("validation", "test"))
@@ -109,12 +115,13 @@ def _score_all(
     slices = {_SLICE + name: F.col(name).cast("string") for name in config.gate.slices}
     rows = rows.withColumns(slices) if slices else rows
     keep = ["row_id", "_split", "label", *slices]
-    models = {ref.name: ref for ref in refs} | ({CHAMPION: champion.ref} if champion else {})
+    wanted = {ref.name: ref for ref in refs} | ({CHAMPION: champion.ref} if champion else {})
     path = table_path(config.workload, "evaluated")
     parts, features = [], dict[str, DataFrame]()  # by the digest of the transform, which candidates share
+    models = dict[str, Loaded]()
     with ExitStack() as until_written:
-        for name, ref in models.items():
-            model = until_written.enter_context(loaded(ref, scratch_path(config.workload)))
+        for name, ref in wanted.items():
+            model = models[name] = until_written.enter_context(loaded(ref, scratch_path(config.workload)))
             fitted = model.bundle.fitted
             if fitted.digest not in features:
                 features[fitted.digest] = transform(rows, fitted, keep=keep).persist()
@@ -122,7 +129,9 @@ def _score_all(
             part = predict(features[fitted.digest], model, keep=keep).withColumnRenamed("_split", "split")
             parts.append(part.withColumn("candidate", F.lit(name)))
         snapshot = write_table(reduce(DataFrame.unionByName, parts), path, what="evaluate: score")
-    return read_table(spark, snapshot)
+        num_rows = snapshot.rows // len(models)
+        speeds = {ref.name: measure_speed(features[ref.features], models[ref.name], num_rows=num_rows) for ref in refs}
+    return read_table(spark, snapshot), speeds
 
 
 def _check_rows(measured: dict[tuple[str, str], Measured], snapshots: dict[str, Snapshot]) -> None:
@@ -148,24 +157,28 @@ def _choose(refs: list[ModelRef], measured: dict[tuple[str, str], Measured], con
     return max(known, key=lambda name: sign * known[name])
 
 
-def _against_champion(test: DataFrame, chosen: str, champion: Registered | None, config: Config) -> Difference | None:
-    if champion is None:
+def _difference(drawn: Resampled, chosen: str, config: Config) -> Difference | None:
+    """Against the champion; None where there is none, or one of the two lacks the metric."""
+    if not {chosen, CHAMPION} <= drawn.values.keys():
         return None
-    metric, label, ours, theirs = paired_rows(test, chosen, CHAMPION, config.gate_metric)
-    confidence = config.gate.champion_confidence
-    return paired_bootstrap(metric, label, ours, theirs, confidence=confidence, seed=config.seed)
+    return drawn.difference(chosen, CHAMPION, confidence=config.gate.champion_confidence)
 
 
-def _entry(ref: ModelRef, measured: dict[tuple[str, str], Measured]) -> dict[str, object]:
+def _entry(
+    ref: ModelRef, measured: dict[tuple[str, str], Measured], drawn: Resampled, rows_per_s: float
+) -> dict[str, Any]:
     validation = measured.get((ref.name, "validation"))
+    interval = drawn.interval(ref.name, confidence=CONFIDENCE) if ref.name in drawn.values else None
     return {
         "name": ref.name,
         "kind": ref.kind,
         "metrics": measured[ref.name, "test"].metrics,
+        "interval": interval.model_dump(mode="json") if interval else None,
         "validation": validation.metrics if validation else {},
         "rows": measured[ref.name, "test"].rows,
         "fit_seconds": ref.fit_seconds,
         "size_bytes": ref.size_bytes,
+        "rows_per_s": round(rows_per_s),
         "uri": ref.uri,
     }
 
@@ -187,23 +200,14 @@ def _spoken(verdict: Verdict) -> str:
     return f"the gate refused {verdict.candidate}: {verdict.reasons()}"
 
 
-def _plot(
-    run: Run,
-    test: DataFrame,
-    refs: list[ModelRef],
-    chosen: str,
-    spec: LabelSpec,
-    measured: dict[tuple[str, str], Measured],
-    config: Config,
-) -> None:
-    """Keep plots and metrics in the MLflow run."""
+def _keep_metrics(run: Run, measured: dict[tuple[str, str], Measured], speeds: dict[str, float]) -> None:
     for (name, split), seen in measured.items():
         run.metrics({f"{split}/{name}/{metric}": value for metric, value in seen.metrics.items()})
-    metric = config.gate_metric
-    bars = [
-        (r.name, measured[r.name, "test"].metrics[metric]) for r in refs if metric in measured[r.name, "test"].metrics
-    ]
-    run.figure("leaderboard.png", plots.leaderboard(bars, metric, chosen))
+    run.metrics({f"scoring/{name}/rows_per_s": speed for name, speed in speeds.items()})
+
+
+def _plot(run: Run, test: DataFrame, chosen: str, spec: LabelSpec) -> None:
+    """Keep plots of the test split in the MLflow run."""
     best = test.where(F.col("candidate") == chosen)
     if spec.kind == "real":
         label, prediction = sampled(best, ["label", "prediction"])
@@ -217,3 +221,4 @@ def _plot(
     run.figure("scores.png", plots.score_distribution(found[chosen], names, chosen))
     if binary:
         run.figure("roc.png", plots.roc(found))
+        run.figure("ks.png", plots.kolmogorov_smirnov(found[chosen], chosen))

@@ -15,7 +15,18 @@ def table(result: dict[str, Any]) -> str:
     used = [metric for metric in METRICS if any(metric in candidate["metrics"] for candidate in candidates)]
     metric = result["metric"]
     on_validation = any(candidate["validation"] for candidate in candidates)
-    head = ["", "candidate", "kind", *([f"validation {metric}"] if on_validation else []), *used, "fit s", "size kB"]
+    interval = next((c["interval"] for c in candidates if c["interval"]), None)
+    head = [
+        "",
+        "candidate",
+        "kind",
+        *([f"validation {metric}"] if on_validation else []),
+        *used,
+        *([f"{metric} {interval['confidence']:.0%}"] if interval else []),
+        "fit s",
+        "size kB",
+        "rows/s",
+    ]
     sign = 1 if metric in LOWER_IS_BETTER else -1
     ordered = sorted(candidates, key=lambda c: sign * (c["validation"] or c["metrics"]).get(metric, -sign * 1e300))
     lines = [head]
@@ -27,13 +38,16 @@ def table(result: dict[str, Any]) -> str:
                 candidate["kind"],
                 *([_number(candidate["validation"].get(metric))] if on_validation else []),
                 *[_number(candidate["metrics"].get(name)) for name in used],
+                *([_range(candidate["interval"])] if interval else []),
                 f"{candidate['fit_seconds']:.1f}",
                 f"{candidate['size_bytes'] / 1000:,.0f}",
+                f"{candidate['rows_per_s']:,}",
             ]
         )
     if against := result["against"]:
         row = ["", f"champion v{against['version']}", against["name"], *([""] if on_validation else [])]
-        lines.append([*row, *[_number(against["metrics"].get(name)) for name in used], "", ""])
+        lines.append([*row, *[_number(against["metrics"].get(name)) for name in used]])
+        lines[-1] += [""] * (len(head) - len(lines[-1]))
     widths = [max(len(line[place]) for line in lines) for place in range(len(head))]
     return "\n".join(
         "  ".join(
@@ -41,6 +55,10 @@ def table(result: dict[str, Any]) -> str:
         ).rstrip()
         for line in lines
     )
+
+
+def _range(interval: dict[str, float] | None) -> str:
+    return f"{_number(interval['low'])} to {_number(interval['high'])}" if interval else ""
 
 
 def _number(value: float | None) -> str:

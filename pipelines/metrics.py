@@ -14,7 +14,7 @@ import numpy as np
 from pyspark.sql import Column, DataFrame, Row, Window
 from pyspark.sql import functions as F
 
-from pipelines.gate import Floats
+from pipelines.bootstrap import RANKING, Floats
 from pipelines.lake import UINT64, LabelSpec
 
 Metrics = dict[str, float]
@@ -57,10 +57,11 @@ def _metrics(row: Row, spec: LabelSpec) -> Metrics:
 
 
 def ranking(scored: DataFrame, *, by: Sequence[str]) -> dict[tuple[Any, ...], Metrics]:
-    """Exact areas under the ROC and the precision-recall curve of each group, where it holds both classes.
+    """Exact areas under the ROC and the precision-recall curve of each group, and its Kolmogorov-Smirnov statistic.
 
     The trapezoidal rule over the distinct scores of a group, all groups in one pass; as MLlib's
-    BinaryClassificationMetrics, the precision-recall curve begins at recall 0 with its first precision.
+    BinaryClassificationMetrics, the precision-recall curve begins at recall 0 with its first precision. `ks` is the
+    widest gap between the shares of the two classes at or above a score. A group of one class is left out.
 
     Args:
         scored: With `label` (0 or 1), `score` and the columns `by`.
@@ -73,14 +74,20 @@ def ranking(scored: DataFrame, *, by: Sequence[str]) -> dict[tuple[Any, ...], Me
     curve = steps.withColumns({f"{name}_so_far": F.sum(name).over(so_far) for name in ("positive", "negative")})
     curve = curve.withColumn("precision", F.expr("positive_so_far / (positive_so_far + negative_so_far)"))
     curve = curve.withColumn("before", F.coalesce(F.lag("precision").over(falling), "precision"))
+    group = Window.partitionBy(*by)
+    positive, negative = (
+        F.col(f"{name}_so_far") / F.nullif(F.sum(name).over(group), F.lit(0.0)) for name in ("positive", "negative")
+    )
+    curve = curve.withColumn("gap", F.abs(positive - negative))
     areas = curve.groupBy(*by).agg(
         F.expr("sum(negative * (positive_so_far - positive / 2)) / nullif(sum(positive) * sum(negative), 0)").alias(
             "auc"
         ),
         F.expr("sum(positive * (precision + before) / 2) / nullif(sum(positive), 0)").alias("pr_auc"),
+        F.max("gap").alias("ks"),
     )
     return {
-        tuple(row[name] for name in by): {"auc": float(row["auc"]), "pr_auc": float(row["pr_auc"])}
+        tuple(row[name] for name in by): {metric: float(row[metric]) for metric in RANKING}
         for row in areas.where("auc IS NOT NULL").collect()
     }
 
@@ -179,32 +186,43 @@ def by_slice(scored: DataFrame, spec: LabelSpec, columns: Sequence[str]) -> list
     return found
 
 
-def paired_rows(scored: DataFrame, candidate: str, champion: str, metric: str) -> tuple[str, Floats, Floats, Floats]:
-    """The metric that is compared, labels, and what each of two models did with the same rows.
+def row_values(scored: DataFrame, models: Sequence[str], metric: str) -> tuple[Floats, dict[str, Floats]]:
+    """Labels, and what each model did with the same rows, as `bootstrap.resample` takes them.
 
-    At most `PAIRED_ROWS` rows, so that the driver's memory does not grow.
+    At most `PAIRED_ROWS` rows, so that the driver's memory does not grow. Models that give no such value, as a margin
+    has no log loss, are left out.
+
+    Args:
+        scored: Rows of one split.
+        models: The candidates wanted.
+        metric: Its name.
     """
-    metric = {"r2": "rmse", "pr_auc": "auc"}.get(metric, metric)
-    values: Mapping[str, Column] = {
-        "auc": F.col("score"),
+    squared = F.pow(F.col("prediction") - F.col("label"), 2)
+    parts: Mapping[str, Column] = {
         "accuracy": (F.col("prediction") == F.col("label")).cast("double"),
         "log_loss": row_log_loss(),
-        "rmse": F.pow(F.col("prediction") - F.col("label"), 2),
+        "rmse": squared,
+        "r2": squared,
         "mae": F.abs(F.col("prediction") - F.col("label")),
     }
-
-    def of(name: str) -> DataFrame:
-        chosen = scored.where(F.col("candidate") == name)
-        return chosen.select(
-            "row_id", F.col("label").cast("double").alias("label"), values[metric].alias(f"value_{name}")
-        )
-
-    both = of(candidate).join(of(champion).drop("label"), on="row_id", how="inner")
-    label, ours, theirs = sampled(both, ["label", f"value_{candidate}", f"value_{champion}"])
-    return metric, label, ours, theirs
+    value = F.col("score") if metric in RANKING else parts[metric]
+    place = F.array_position(F.array(*map(F.lit, models)), F.col("candidate"))
+    rows = scored.select(
+        "row_id", place.alias("place"), F.col("label").cast("double").alias("label"), value.alias("value")
+    )
+    places, label, values = sampled(rows.where("place > 0"), ["place", "label", "value"], times=len(models))
+    of_model = {name: values[places == number] for number, name in enumerate(models, start=1)}
+    return label[places == 1], {name: found for name, found in of_model.items() if not np.isnan(found).any()}
 
 
-def sampled(rows: DataFrame, columns: Sequence[str]) -> list[Floats]:
-    """Some columns of at most `PAIRED_ROWS` rows, chosen by a hash of the row id. Each of shape (rows,)."""
-    sample = rows.orderBy(F.xxhash64("row_id", F.lit("sample"))).limit(PAIRED_ROWS).select(*columns).toPandas()
+def sampled(rows: DataFrame, columns: Sequence[str], *, times: int = 1) -> list[Floats]:
+    """Some columns of at most `PAIRED_ROWS` rows, chosen by a hash of the row id. Each of shape (rows,).
+
+    Args:
+        rows: Each row id as often as the others.
+        columns: Numbers.
+        times: How often.
+    """
+    by_hash = rows.orderBy(F.xxhash64("row_id", F.lit("sample")), "row_id")
+    sample = by_hash.limit(PAIRED_ROWS * times).select(*columns).toPandas()
     return [sample[name].to_numpy(dtype=np.float64) for name in columns]

@@ -7,10 +7,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipelines.gate import Floats
+from pipelines.bootstrap import Floats
+from pipelines.importances import Importances
 from pipelines.metrics import Histogram
 
 _BINS = 20
+MOST_FEATURES = 25
 
 
 def _figure(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
@@ -42,6 +44,21 @@ def roc(histograms: Mapping[str, Histogram]) -> Figure:
     for name, histogram in histograms.items():
         axes.plot(_share_above(histogram.negative), _share_above(histogram.positive), label=name)
     axes.plot([0, 1], [0, 1], linestyle=":", color="gray")
+    axes.legend()
+    return figure
+
+
+def kolmogorov_smirnov(histogram: Histogram, title: str) -> Figure:
+    """The share of each class at or above a score, and where the two are widest apart."""
+    figure, axes = _figure(f"{title}: Kolmogorov-Smirnov", "score", "share of the class at or above")
+    score = np.linspace(1.0, 0.0, len(histogram.mean) + 1)
+    positive, negative = _share_above(histogram.positive), _share_above(histogram.negative)
+    axes.plot(score, positive, label="class 1")
+    axes.plot(score, negative, label="class 0")
+    widest = int(np.abs(positive - negative).argmax())
+    axes.vlines(score[widest], negative[widest], positive[widest], color="black", linestyle=":")
+    gap = abs(positive[widest] - negative[widest])
+    axes.text(score[widest], (positive[widest] + negative[widest]) / 2, f" {gap:.3f} at {score[widest]:.2f}")
     axes.legend()
     return figure
 
@@ -87,14 +104,27 @@ def predicted_against_true(label: Floats, prediction: Floats, title: str) -> Fig
     return figure
 
 
-def leaderboard(rows: Sequence[tuple[str, float]], metric: str, chosen: str) -> Figure:
-    """The candidates' test metric as bars, the chosen one in another colour."""
+def importances(found: Importances, title: str) -> Figure:
+    """The features that weigh most, as bars."""
+    figure, axes = _figure(title, found.kind, "")
+    shown = found.features[:MOST_FEATURES]
+    axes.barh([feature.name for feature in shown], [feature.weight for feature in shown])
+    axes.invert_yaxis()
+    return figure
+
+
+def leaderboard(candidates: Sequence[Mapping[str, Any]], metric: str, chosen: str) -> Figure:
+    """The candidates' test metric as bars with its confidence interval, the chosen one in another colour."""
     figure, axes = _figure("Candidates on the test split", metric, "")
-    names = [name for name, _ in rows]
-    values = [value for _, value in rows]
-    axes.barh(names, values, color=["tab:orange" if name == chosen else "tab:blue" for name in names])
-    for place, value in enumerate(values):
-        axes.text(value, place, f" {value:.4f}", va="center")
+    shown = [candidate for candidate in candidates if metric in candidate["metrics"]]
+    for place, candidate in enumerate(shown):
+        name, value = candidate["name"], candidate["metrics"][metric]
+        axes.barh(name, value, color="tab:orange" if name == chosen else "tab:blue")
+        end = value
+        if interval := candidate["interval"]:
+            axes.hlines(place, interval["low"], interval["high"], color="black")
+            end = interval["high"]
+        axes.text(end, place, f" {value:,.4f}", va="center")
     axes.invert_yaxis()
     axes.margins(x=0.15)
     return figure

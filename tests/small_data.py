@@ -9,6 +9,8 @@ TEXT = {
     "adult/adult.test": 600,
     "libsvm/a9a": 1500,
     "libsvm/a9a.t": 600,
+    "credit-default-taiwan/UCI_Credit_Card.csv": 1500,
+    "california-housing/housing.csv": 1500,
 }
 IDX = {"mnist/train": 1200, "mnist/t10k": 400}
 

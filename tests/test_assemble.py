@@ -50,6 +50,16 @@ def test_trees_see_nominal_attributes(spark: SparkSession, tmp_path: Path) -> No
     assert vector_size(contract, estimator=TREE) == 6
 
 
+def test_trees_see_buckets_as_numbers(spark: SparkSession, tmp_path: Path) -> None:
+    buckets = IDS.model_copy(update={"ordered": (True, False)})
+    contract, rows, arrays = table(spark, tmp_path / "t", buckets)
+    assembled = assemble(rows, contract, estimator=TREE)
+    np.testing.assert_array_equal([v.toArray() for v in vectors(assembled, arrays)], arrays["ids"])  # type: ignore[attr-defined]
+    attributes = assembled.schema[VECTOR].metadata["ml_attr"]["attrs"]
+    assert [a["idx"] for a in attributes["nominal"]] == [1] and num_bins(contract) == 3
+    assert vector_size(contract, estimator=LINEAR) == 5 + 3, "linear models see each bucket"
+
+
 def test_sparse_inputs_stay_sparse_and_exact(spark: SparkSession, tmp_path: Path) -> None:
     contract, rows, arrays = table(spark, tmp_path / "t", *SPARSE)
     rows = rows.selectExpr(

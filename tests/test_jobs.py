@@ -116,8 +116,12 @@ def test_leaderboard(environment: dict[str, str], tiny: Path) -> None:
     python = str(BIN / "python")
     text = job(environment, python, "jobs/leaderboard.py", str(tiny)).stdout
     assert "LogisticRegression" in text and "softmax" in text and "validation auc" in text
+    assert "auc 95%" in text and "rows/s" in text
     value = json.loads(job(environment, python, "jobs/leaderboard.py", str(tiny), "--format", "json").stdout)
     assert {c["name"] for c in value["candidates"]} == {"LogisticRegression", "softmax"}
+    for candidate in value["candidates"]:
+        interval = candidate["interval"]
+        assert interval["low"] <= candidate["metrics"]["auc"] <= interval["high"] and candidate["rows_per_s"] > 0
 
 
 @pytest.mark.usefixtures("chain")

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 from pyspark.sql import DataFrame, SparkSession
+from scipy.stats import ks_2samp
 from sklearn import metrics as sk
 
 from pipelines.lake import LabelSpec
-from pipelines.metrics import by_slice, confusion, histograms, measure, paired_rows
+from pipelines.metrics import by_slice, confusion, histograms, measure, row_values
 
 BINARY = LabelSpec(kind="binary", column="y", classes=("0", "1"))
 MULTI = LabelSpec(kind="multiclass", column="y", classes=("a", "b", "c"))
@@ -49,6 +50,7 @@ def test_binary(binary: tuple[DataFrame, np.ndarray, np.ndarray]) -> None:
     assert seen.metrics["auc"] == pytest.approx(sk.roc_auc_score(label, score), abs=1e-12)
     precision, recall, _ = sk.precision_recall_curve(label, score)
     assert seen.metrics["pr_auc"] == pytest.approx(sk.auc(recall, precision), abs=2e-3)
+    assert seen.metrics["ks"] == pytest.approx(ks_2samp(score[label > 0], score[label == 0]).statistic)
     assert measured["n", "test"].metrics["auc"] == pytest.approx(sk.roc_auc_score(label, score[::-1]), abs=1e-12)
 
 
@@ -56,7 +58,7 @@ def test_no_probabilities_no_log_loss(spark: SparkSession) -> None:
     rows = [("svc", "test", i, None, float(i % 2), float(i % 2), i - 5.0, None) for i in range(10)]
     table = spark.createDataFrame(rows, SCHEMA)
     metrics = measure(table, BINARY)["svc", "test"].metrics
-    assert set(metrics) == {"accuracy", "auc", "pr_auc"}
+    assert set(metrics) == {"accuracy", "auc", "pr_auc", "ks"}
     counts = histograms(table, BINARY)["svc"]
     assert counts.positive.sum() == counts.negative.sum() == 5
 
@@ -101,12 +103,20 @@ def test_slices(binary: tuple[DataFrame, np.ndarray, np.ndarray]) -> None:
     assert even["metrics"]["auc"] == pytest.approx(sk.roc_auc_score(label[::2], score[::2]), abs=1e-12)
 
 
-def test_pairs_are_the_same_rows(binary: tuple[DataFrame, np.ndarray, np.ndarray]) -> None:
+def test_models_are_compared_on_the_same_rows(binary: tuple[DataFrame, np.ndarray, np.ndarray]) -> None:
     rows, label, score = binary
-    metric, labels, ours, theirs = paired_rows(rows, "m", "n", "auc")
-    assert metric == "auc" and len(labels) == 3000
-    assert sk.roc_auc_score(labels, ours) == pytest.approx(sk.roc_auc_score(label, score))
-    assert sk.roc_auc_score(labels, theirs) == pytest.approx(sk.roc_auc_score(label, score[::-1]))
+    labels, values = row_values(rows, ["m", "n"], "auc")
+    assert len(labels) == 3000
+    assert sk.roc_auc_score(labels, values["m"]) == pytest.approx(sk.roc_auc_score(label, score))
+    assert sk.roc_auc_score(labels, values["n"]) == pytest.approx(sk.roc_auc_score(label, score[::-1]))
+
+
+def test_a_model_without_the_metric_is_left_out(spark: SparkSession) -> None:
+    svc = [("svc", "test", i, None, float(i % 2), float(i % 2), i - 5.0, None) for i in range(10)]
+    other = [("lr", "test", i, None, float(i % 2), float(i % 2), 0.5, [0.5, 0.5]) for i in range(10)]
+    labels, values = row_values(spark.createDataFrame([*svc, *other], SCHEMA), ["svc", "lr"], "log_loss")
+    assert len(labels) == 10 and values.keys() == {"lr"}
+    np.testing.assert_allclose(values["lr"], np.log(2))
 
 
 def test_one_class_has_no_areas(spark: SparkSession) -> None:

@@ -13,14 +13,14 @@ from pipelines.config.features import Features, Input
 from pipelines.config.learning import Estimator, Model, Train
 from pipelines.config.split import Split, utc
 
-METRICS = ("accuracy", "log_loss", "auc", "pr_auc", "rmse", "mae", "r2")
+METRICS = ("accuracy", "log_loss", "auc", "pr_auc", "ks", "rmse", "mae", "r2")
 LOWER_IS_BETTER = frozenset({"log_loss", "rmse", "mae"})
 METRICS_OF = {
-    "binary": ("accuracy", "log_loss", "auc", "pr_auc"),
+    "binary": ("accuracy", "log_loss", "auc", "pr_auc", "ks"),
     "multiclass": ("accuracy", "log_loss"),
     "real": ("rmse", "mae", "r2"),
 }
-Metric = Literal["accuracy", "log_loss", "auc", "pr_auc", "rmse", "mae", "r2"]
+Metric = Literal["accuracy", "log_loss", "auc", "pr_auc", "ks", "rmse", "mae", "r2"]
 
 
 class Bounds(Section):

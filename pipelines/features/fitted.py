@@ -406,8 +406,12 @@ def _columns_of(fitted: FittedInput, width: int) -> list[Column]:
             names = tuple(column.name for column in fitted.columns)
             if fitted.kind == "dense":
                 return [Column(name=name, kind="dense", dtype="float32", shape=(len(names),), names=names)]
+            shape = (len(names),)
             sizes = tuple(c.num_ids for c in fitted.columns if isinstance(c, FittedNumber | FittedCategory))
-            return [Column(name=name, kind="ids", dtype="int64", shape=(len(names),), names=names, sizes=sizes)]
+            ordered = tuple(isinstance(c, FittedNumber) for c in fitted.columns)
+            return [
+                Column(name=name, kind="ids", dtype="int64", shape=shape, names=names, sizes=sizes, ordered=ordered)
+            ]
         case FittedImage() as image:
             return [Column(name=name, kind="image", dtype="uint8", shape=image.shape, scale=image.scale)]
         case FittedVector() as vector:

@@ -26,6 +26,7 @@ class Column(Frozen):
         shape: Shape of one row's value; `()` for a scalar.
         names: The source columns behind each place, where there are such.
         sizes: For ids, the number of distinct ids of each place; for sparse ids and a sequence, of all.
+        ordered: For ids, whether those of each place rise with what they stand for, as buckets do.
         scale: For images, what 0 and 255 become in torch.
     """
 
@@ -35,6 +36,7 @@ class Column(Frozen):
     shape: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
     sizes: tuple[int, ...] = ()
+    ordered: tuple[bool, ...] = ()
     scale: tuple[float, float] = (0.0, 1.0)
 
     @property
