@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,13 +13,15 @@ import pyspark.ml.regression
 from pyspark.errors import PySparkException
 from pyspark.ml import Estimator as MLlibEstimator
 from pyspark.ml import Model
+from pyspark.ml.classification import OneVsRest
 from pyspark.ml.linalg import DenseMatrix, DenseVector
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 from pyspark.storagelevel import StorageLevel
 
 from pipelines import plots, tracking
 from pipelines.assemble import VECTOR, assemble, num_bins, vector_size
-from pipelines.config.catalog import ESTIMATORS, TREES
+from pipelines.config.catalog import BINARY_ESTIMATORS, ESTIMATORS, TREES
 from pipelines.config.learning import Estimator
 from pipelines.config.load import lake_root
 from pipelines.errors import ConfigError, one_line
@@ -33,6 +35,7 @@ from pipelines.tracking import ModelRef
 
 _MATRICES = ("lowerBoundsOnCoefficients", "upperBoundsOnCoefficients")
 _REFUSALS = ("requirement failed", "USER_RAISED_EXCEPTION")  # how MLlib says that input does not suit it
+_WATCHED, _WEIGHT = "is_validation", "class_weight"
 _VECTORS = ("initialWeights", "lowerBoundsOnIntercepts", "upperBoundsOnIntercepts")
 
 
@@ -45,16 +48,18 @@ def build(given: Given) -> Made:
     config = given.config
     spark = get_session(config)
     features = given.inputs["features"].result
-    snapshot = Snapshot.model_validate(features["snapshots"]["train"])
+    snapshots = {split: Snapshot.model_validate(value) for split, value in features["snapshots"].items()}
+    snapshot = snapshots["train"]
     assert snapshot.contract is not None, "a feature table carries its contract"
     given.run.dataset(snapshot, name="features_train", context="training")
+    weights = snapshot.contract.label.weights(config.class_weights)
     refs, lines = [], []
     with _checkpoints(spark, scratch_path(config.workload)):
         for wanted in config.classic:
             with spark_progress(spark, f"classic: {wanted.estimator}"):
-                estimator = make_estimator(wanted, snapshot.contract, seed=config.seed)
-                rows = assemble(read_table(spark, snapshot), snapshot.contract, estimator=wanted.estimator)
-                model, seconds = _fit(estimator, rows.select("label", VECTOR))
+                estimator = make_estimator(wanted, snapshot.contract, seed=config.seed, is_weighted=bool(weights))
+                rows = _rows(spark, wanted, snapshots, weights)
+                model, seconds = _fit(estimator, rows)
             refs.append(_log(model, wanted, given, snapshot, seconds))
             lines.append(f"{wanted.estimator} fitted on {snapshot.rows:,} rows in {seconds:.1f} s")
     return Made(
@@ -73,10 +78,28 @@ def _checkpoints(spark: SparkSession, scratch: Path) -> Iterator[None]:
         yield
 
 
-def make_estimator(wanted: Estimator, contract: Contract, *, seed: int) -> "MLlibEstimator[Any]":
+def _rows(
+    spark: SparkSession, wanted: Estimator, snapshots: dict[str, Snapshot], weights: Sequence[float]
+) -> DataFrame:
+    """What the estimator is fitted on: training rows, and those of validation where it stops early."""
+    snapshot = snapshots["train"]
+    assert snapshot.contract is not None, "a feature table carries its contract"
+    rows = read_table(spark, snapshot).withColumn(_WATCHED, F.lit(False))
+    if wanted.stops_early:
+        rows = rows.unionByName(read_table(spark, snapshots["validation"]).withColumn(_WATCHED, F.lit(True)))
+    if weights:
+        rows = rows.withColumn(_WEIGHT, F.get(F.array(*map(F.lit, weights)), F.col("label").cast("int")))
+    kept = ["label", VECTOR, *([_WATCHED] if wanted.stops_early else []), *([_WEIGHT] if weights else [])]
+    return assemble(rows, snapshot.contract, estimator=wanted.estimator).select(*kept)
+
+
+def make_estimator(
+    wanted: Estimator, contract: Contract, *, seed: int, is_weighted: bool = False
+) -> "MLlibEstimator[Any]":
     """The MLlib estimator of a config entry.
 
-    The config's seed is set where the estimator takes one, and `maxBins` is raised to the widest vocabulary.
+    The config's seed is set where the estimator takes one, and `maxBins` is raised to the widest vocabulary. One that
+    knows two classes learns each of several against the rest.
 
     Raises:
         ConfigError: MLlib refuses a value.
@@ -88,8 +111,13 @@ def make_estimator(wanted: Estimator, contract: Contract, *, seed: int) -> "MLli
         params.setdefault("seed", seed)
     if name in TREES:
         params["maxBins"] = max(params.get("maxBins", 32), num_bins(contract))
+    if wanted.stops_early:
+        params["validationIndicatorCol"] = _WATCHED
+    columns: dict[str, Any] = {"labelCol": "label", "featuresCol": VECTOR}
+    if is_weighted:
+        columns["weightCol"] = _WEIGHT
     try:
-        estimator: MLlibEstimator[Any] = getattr(classes, name)(labelCol="label", featuresCol=VECTOR, **params)
+        estimator: Any = getattr(classes, name)(**columns, **params)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"classic: {name}: {one_line(str(error))}") from None
     size = vector_size(contract, estimator=name)
@@ -99,7 +127,10 @@ def make_estimator(wanted: Estimator, contract: Contract, *, seed: int) -> "MLli
             f"classic: {name}: layers: wanted {size} inputs first and {len(contract.label.classes)} classes last, seen "
             f"{layers}"
         )
-    return estimator
+    if name in BINARY_ESTIMATORS and contract.label.kind == "multiclass":
+        estimator = OneVsRest(classifier=estimator, **columns)
+    found: MLlibEstimator[Any] = estimator
+    return found
 
 
 def _value(key: str, value: Any) -> Any:

@@ -39,8 +39,8 @@ STAGES = {
     "features": Stage(
         "pipelines.features.build:build", ("source.schema", "source.key", "split", "features", "seed"), ("ingest",)
     ),
-    "classic": Stage("pipelines.classic:build", ("classic", "seed"), ("features",)),
-    "train": Stage("pipelines.train.launch:build", ("model", "train", "seed"), ("features",)),
+    "classic": Stage("pipelines.classic:build", ("classic", "class_weights", "seed"), ("features",)),
+    "train": Stage("pipelines.train.launch:build", ("model", "class_weights", "train", "seed"), ("features",)),
     "evaluate": Stage(
         "pipelines.evaluate:build", ("split", "gate", "seed"), ("ingest", "features", "classic", "train")
     ),

@@ -34,13 +34,40 @@ _LINEAR = (
     "standardization",
     "tol",
 )
+_FACTORS = (
+    "factorSize",
+    "fitIntercept",
+    "fitLinear",
+    "initStd",
+    "maxIter",
+    "miniBatchFraction",
+    "regParam",
+    "seed",
+    "solver",
+    "stepSize",
+    "tol",
+)
 
 # Parameters that name columns, set by Headrace itself, are left out.
 ESTIMATORS: dict[str, tuple[str, ...]] = {
     "DecisionTreeClassifier": (*_TREE, "thresholds"),
     "DecisionTreeRegressor": _TREE,
     "GBTClassifier": (*_BOOSTED, "thresholds"),
+    "FMRegressor": _FACTORS,
     "GBTRegressor": _BOOSTED,
+    "GeneralizedLinearRegression": (
+        "aggregationDepth",
+        "family",
+        "fitIntercept",
+        "link",
+        "linkPower",
+        "maxIter",
+        "regParam",
+        "solver",
+        "tol",
+        "variancePower",
+    ),
+    "IsotonicRegression": ("featureIndex", "isotonic"),
     "LinearRegression": (*_LINEAR, "elasticNetParam", "epsilon", "loss", "solver"),
     "LinearSVC": (*_LINEAR, "threshold"),
     "LogisticRegression": (
@@ -70,8 +97,13 @@ ESTIMATORS: dict[str, tuple[str, ...]] = {
     "RandomForestRegressor": _FOREST,
 }
 
-BINARY_ESTIMATORS = frozenset({"GBTClassifier", "LinearSVC"})
-REGRESSORS = frozenset({"DecisionTreeRegressor", "GBTRegressor", "LinearRegression", "RandomForestRegressor"})
+BINARY_ESTIMATORS = frozenset(
+    {"FMClassifier", "GBTClassifier", "LinearSVC"}
+)  # one against the rest, of several classes
+UNWEIGHTED = frozenset({"FMClassifier", "MultilayerPerceptronClassifier"})  # classifiers that take no weights of rows
+REGRESSORS = frozenset(name for name in ESTIMATORS if name.endswith(("Regressor", "Regression"))) - {
+    "LogisticRegression"
+}
 TREES = frozenset(name for name in ESTIMATORS if name.startswith(("DecisionTree", "GBT", "RandomForest")))
 
 # Optimizers of torch.optim that take a step without a closure, with the parameters a config may set.

@@ -29,6 +29,11 @@ class Estimator(Section):
         """The estimator's parameters as written."""
         return dict(self.model_extra or {})
 
+    @property
+    def stops_early(self) -> bool:
+        """Whether it watches the validation split, which MLlib's boosted trees do by `validationTol`."""
+        return "validationTol" in self.params
+
 
 class Model(Section):
     """A torch network with its own parameters."""

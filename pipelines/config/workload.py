@@ -80,6 +80,12 @@ class Config(Section):
     source: Source = Field(description="Raw data.")
     split: Split = Field(default=Split(), description="Train, validation and test.")
     features: Features = Field(description="The fitted transform.")
+    class_weights: Literal["balanced"] | dict[str | int, Annotated[float, Field(gt=0)]] | None = Field(
+        default=None,
+        description="How much a row of each class counts in training, for MLlib and torch alike: balanced, so that all "
+        "classes count the same together, or a weight a class, 1 where none is given (a binary label's are 0 and 1). They "
+        "are scaled to 1 on average. Probabilities are then no longer those of the data.",
+    )
     classic: list[Estimator] = Field(default=[], description="MLlib estimators to fit.")
     model: Model | None = Field(default=None, description="A torch network to train.")
     train: Train = Field(default=Train(), description="How the network is trained.")
@@ -187,8 +193,6 @@ class Config(Section):
         for name in names:
             if (name in catalog.REGRESSORS) != (kind == "real"):
                 raise ValueError(f"classic: {name} does not fit a {kind} label")
-            if name in catalog.BINARY_ESTIMATORS and kind == "multiclass":
-                raise ValueError(f"classic: {name} takes two classes only, the label is multiclass")
             if names.count(name) > 1:
                 raise ValueError(f"classic: wanted each estimator once, seen {name} {names.count(name)} times")
         for metric in (self.gate_metric, *self.gate.require):
@@ -200,6 +204,29 @@ class Config(Section):
                 )
         if not self.candidates:
             raise ValueError("wanted a 'model' or a 'classic' section, seen neither")
+        return self
+
+    @model_validator(mode="after")
+    def _stopping(self) -> "Config":
+        for name in (estimator.estimator for estimator in self.classic if estimator.stops_early):
+            if "validation" not in self.split.names:
+                raise ValueError(f"split.validation: wanted, because validationTol of {name} watches it; seen none")
+            if self.features.label.kind == "multiclass":
+                raise ValueError(f"classic: {name}: validationTol: wanted a binary or real label, seen multiclass")
+        return self
+
+    @model_validator(mode="after")
+    def _weights(self) -> "Config":
+        if self.class_weights is None:
+            return self
+        label = self.features.label
+        if label.kind == "real":
+            raise ValueError("class_weights: wanted a label of classes, seen kind 'real'")
+        for name in (estimator.estimator for estimator in self.classic if estimator.estimator in catalog.UNWEIGHTED):
+            raise ValueError(f"class_weights: {name} takes no weights; leave it out, or them")
+        if label.kind == "binary" and self.class_weights != "balanced":
+            for value in self.class_weights:
+                known_name("class_weights: a class of a binary label", str(value), ["0", "1"])
         return self
 
     @property

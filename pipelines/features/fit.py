@@ -173,14 +173,20 @@ def _fit_label(label: Label, dtype: str, stats: Stats, counted: Counted) -> Fitt
     positive, negative = class_texts(label.positive, dtype), class_texts(label.negative, dtype)
     if label.kind == "binary":
         allowed = {*positive, *negative} if negative else {value for value in seen if value is not None}
-        spec = LabelSpec(kind="binary", column=label.column, classes=("0", "1"))
+        classes: tuple[str, ...] = ("0", "1")
     else:
         classes = class_texts(label.classes, dtype) or tuple(sorted((v for v in seen if v is not None), key=_natural))
-        allowed, spec = set(classes), LabelSpec(kind="multiclass", column=label.column, classes=classes)
-    outside = {value: num for value, num in seen.items() if value not in allowed}
-    if outside:
-        shown = ", ".join(f"{value!r} ({num:,} rows)" for value, num in list(outside.items())[:3])
+        allowed = set(classes)
+    if outside := [count for value, count in seen.items() if value not in allowed]:
+        shown = ", ".join(f"{count.value!r} ({count.num:,} rows)" for count in outside[:3])
         raise DataError(f"{where}: wanted one of {', '.join(sorted(allowed)[:20])}, seen {shown}; mend rows or classes")
+    of_train = {value: int(sum(count.labels)) for value, count in seen.items()}
+    if label.kind == "binary":
+        num = sum(of_train.get(value, 0) for value in {*positive})
+        counts: tuple[int, ...] = (sum(of_train.values()) - num, num)
+    else:
+        counts = tuple(of_train.get(value, 0) for value in classes)
+    spec = LabelSpec(kind=label.kind, column=label.column, classes=classes, counts=counts)
     return FittedLabel(spec=spec, positive=positive, negative=negative)
 
 

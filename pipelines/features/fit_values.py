@@ -53,13 +53,13 @@ class Counted:
     Attributes:
         columns: Most frequent first, ties in the order of the values; those that fit the driver.
         large: The counts of the others: `value`, `rows` (array<bigint>) and `labels` (array<double>) by fold.
-        label: All rows; empty for a real label.
+        label: Those of the label in all rows, its `labels` how many of them are training rows; empty for a real label.
         is_unique: No two rows have one `row_id`, where the source has a key. None: nothing was counted.
     """
 
     columns: Mapping[Place, list[Count]] = field(default_factory=dict)
     large: Mapping[Place, DataFrame] = field(default_factory=dict)
-    label: Mapping[str | None, int] = field(default_factory=dict)
+    label: Mapping[str | None, Count] = field(default_factory=dict)
     is_unique: bool | None = None
 
 
@@ -95,7 +95,7 @@ def counted_values(rows: DataFrame, config: Config) -> Iterator[Counted]:
         yield Counted(
             columns={at: found[number] for number, at in enumerate(places) if at not in large},
             large={at: counts.where(F.col("place") == number).drop("place") for at, number in large.items()},
-            label={count.value: count.num for count in found[_LABEL]},
+            label={count.value: count for count in found[_LABEL]},
             is_unique=is_unique,
         )
     finally:
@@ -146,10 +146,12 @@ def _counts(rows: DataFrame, config: Config, places: Sequence[Place]) -> DataFra
         return F.get(F.array(*map(F.lit, numbers)), F.col("place") - _KEY)
 
     y = label_value(label, config.source.columns[label.column]) if max(folds) > 1 else F.lit(0.0)
+    in_train = (F.col("_split") == "train").cast("double")
+    summed = F.when(F.col("entry.place") == _LABEL, F.col("in_train")).otherwise(F.col("y"))
     counted = (
-        rows.select(y.alias("y"), F.explode(entries).alias("entry"))
+        rows.select(y.alias("y"), in_train.alias("in_train"), F.explode(entries).alias("entry"))
         .groupBy("entry.place", "entry.value", "entry.fold")
-        .agg(F.count("*").alias("num"), F.sum("y").alias("sum"))
+        .agg(F.count("*").alias("num"), F.sum(summed).alias("sum"))
     )
     if max(folds) == 1:
         kept = counted.where(F.col("num") >= of_place(least))

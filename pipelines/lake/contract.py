@@ -1,10 +1,13 @@
 """The contract of a feature table: its columns, their dtypes and shapes, and what the label means."""
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
+
+from pipelines.errors import ConfigError
 
 CONTRACT_KEY = "headrace.contract"
 Dtype = Literal["bool", "int8", "uint8", "int16", "int32", "int64", "float32", "float64"]
@@ -60,6 +63,7 @@ class LabelSpec(Frozen):
 
     Attributes:
         classes: For class labels, the value behind each class index.
+        counts: How many training rows each class has.
         mean: For a real label, its mean over the training split; the networks learn (label - mean) / std.
         std: Its standard deviation there, 1 where it is constant.
     """
@@ -67,6 +71,7 @@ class LabelSpec(Frozen):
     kind: Literal["binary", "multiclass", "real"]
     column: str
     classes: tuple[str, ...] = ()
+    counts: tuple[int, ...] = ()
     mean: float = 0.0
     std: float = 1.0
 
@@ -74,6 +79,29 @@ class LabelSpec(Frozen):
     def num_outputs(self) -> int:
         """Outputs that a network needs: a logit a class, one for a binary label, one for a number."""
         return len(self.classes) if self.kind == "multiclass" else 1
+
+    def weights(self, wanted: Literal["balanced"] | Mapping[str | int, float] | None) -> tuple[float, ...]:
+        """What a row of each class counts in training, 1 on average over the training rows; empty for all alike.
+
+        Args:
+            wanted: `balanced`, for the same sum over each class; or a weight a class.
+
+        Raises:
+            ConfigError: A class is not one of the label's.
+        """
+        if wanted is None:
+            return ()
+        if wanted == "balanced":
+            weights = [1.0 / max(num, 1) for num in self.counts]
+        else:
+            named = {str(value): weight for value, weight in wanted.items()}
+            if unknown := set(named) - set(self.classes):
+                raise ConfigError(
+                    f"class_weights: wanted classes among {', '.join(self.classes[:20])}, seen {', '.join(sorted(unknown))}"
+                )
+            weights = [named.get(value, 1.0) for value in self.classes]
+        total = sum(num * weight for num, weight in zip(self.counts, weights, strict=True))
+        return tuple(weight * sum(self.counts) / total for weight in weights)
 
 
 class Contract(Frozen):

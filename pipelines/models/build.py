@@ -38,15 +38,24 @@ def build_network(model: Model, contract: Contract) -> nn.Module:
     return network
 
 
-def summed_loss(outputs: Tensor, label: Tensor, spec: LabelSpec) -> Tensor:
+def summed_loss(outputs: Tensor, label: Tensor, spec: LabelSpec, *, weights: Tensor | None = None) -> Tensor:
     """The sum of the rows' losses, shape (): cross entropy, binary cross entropy, or the squared error.
 
     A real label is taken in units of its training standard deviation.
+
+    Args:
+        outputs: Shape (B, K).
+        label: Shape (B,).
+        spec: What the label means.
+        weights: What a row of each class counts, shape (classes,); None for all alike.
     """
+    weights = None if weights is None else weights.to(outputs.dtype)
     if spec.kind == "multiclass":
-        return F.cross_entropy(outputs, label, reduction="sum")
+        return F.cross_entropy(outputs, label, weight=weights, reduction="sum")
     if spec.kind == "binary":
-        return F.binary_cross_entropy_with_logits(outputs[:, 0], label.to(outputs.dtype), reduction="sum")
+        of_rows = None if weights is None else weights[label.long()]
+        target = label.to(outputs.dtype)
+        return F.binary_cross_entropy_with_logits(outputs[:, 0], target, weight=of_rows, reduction="sum")
     return F.mse_loss(outputs[:, 0], ((label - spec.mean) / spec.std).to(outputs.dtype), reduction="sum")
 
 

@@ -42,6 +42,7 @@ class TrainJob(BaseModel):
     """Everything that a rank needs.
 
     Attributes:
+        class_weights: What a row of each class counts in the loss, 1 on average; empty for all alike.
         folder: Checkpoints, progress and errors go here; all ranks and the launcher see it.
         keep_checkpoints: How many checkpoints stay, the best one beside them.
     """
@@ -56,6 +57,7 @@ class TrainJob(BaseModel):
     snapshot: Snapshot
     validation: Snapshot | None
     fitted: FittedFeatures
+    class_weights: tuple[float, ...] = ()
     tracking_uri: str
     run_id: str
     keep_checkpoints: int

@@ -114,6 +114,7 @@ def _make_job(given: Given) -> TrainJob:
     config, features = given.config, given.inputs["features"].result
     assert config.model is not None, "the stage is declared only with a model"
     snapshots = {split: Snapshot.model_validate(value) for split, value in features["snapshots"].items()}
+    fitted = FittedFeatures.model_validate(features["fitted"])
     return TrainJob(
         workload=config.workload,
         folder=runs_path(config.workload) / "train" / _learning_digest(given)[:16],
@@ -122,7 +123,8 @@ def _make_job(given: Given) -> TrainJob:
         seed=config.seed,
         snapshot=snapshots["train"],
         validation=snapshots.get("validation"),
-        fitted=FittedFeatures.model_validate(features["fitted"]),
+        fitted=fitted,
+        class_weights=fitted.label.spec.weights(config.class_weights),
         tracking_uri=tracking.tracking_uri(),
         run_id=given.run.id,
         keep_checkpoints=config.keep.checkpoints,

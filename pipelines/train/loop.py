@@ -54,6 +54,8 @@ class Trainer:
         self.optimizer = make_optimizer(self.train, self.network)
         self.loader = self._loader(job.snapshot, epochs=self.train.epochs)
         self.schedule = make_schedule(self.train, self.optimizer, total_steps=len(self.loader) * self.train.epochs)
+        weights = torch.tensor(job.class_weights, dtype=torch.float64, device=device)
+        self.class_weights = weights if len(weights) else None
         self.epochs: list[EpochResult] = []
         self.best_epoch = 0
         self.base_mb = 0.0
@@ -245,7 +247,7 @@ class Trainer:
         with torch.autocast("cuda", dtype=torch.bfloat16) if amp else nullcontext():
             outputs = network(*[scaled(column, tensors[column.name]) for column in self.contract.inputs])
         outputs = outputs.float() if outputs.dtype == torch.bfloat16 else outputs
-        return outputs, summed_loss(outputs, tensors["label"], self.contract.label)
+        return outputs, summed_loss(outputs, tensors["label"], self.contract.label, weights=self.class_weights)
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:

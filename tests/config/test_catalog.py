@@ -21,6 +21,16 @@ def test_estimators_and_their_parameters() -> None:
         assert set(params) == theirs, name
 
 
+def test_classifiers_without_weights_of_rows() -> None:
+    for name in catalog.ESTIMATORS.keys() - catalog.REGRESSORS:
+        taken = inspect.signature(getattr(pyspark.ml.classification, name)).parameters
+        assert ("weightCol" in taken) == (name not in catalog.UNWEIGHTED), name
+
+
+def test_regressors() -> None:
+    assert {n for n in catalog.ESTIMATORS if hasattr(pyspark.ml.regression, n)} == catalog.REGRESSORS
+
+
 def test_optimizers_and_their_parameters() -> None:
     for name, params in catalog.OPTIMIZERS.items():
         assert set(params) <= set(inspect.signature(getattr(torch.optim, name)).parameters), name

@@ -10,7 +10,7 @@ from pipelines.lake import Column, Contract, LabelSpec
 from pipelines.models.build import Served, build_network, row_scores, summed_loss
 from pipelines.models.inputs import InputLayer, scaled
 from pipelines.train.worker import example_inputs
-from tests.tables import DENSE, IDS, IMAGE, SEQUENCE, SPARSE, contract_of
+from tests.tables import BINARY, DENSE, IDS, IMAGE, SEQUENCE, SPARSE, contract_of
 
 MULTI = LabelSpec(kind="multiclass", column="y", classes=("a", "b", "c"))
 REAL = LabelSpec(kind="real", column="y", mean=10.0, std=4.0)
@@ -46,7 +46,7 @@ def scaled_inputs(contract: Contract, tensors: list[torch.Tensor]) -> list[torch
         ({"network": "tests.networks:Double"}, (DENSE,)),
     ],
 )
-@pytest.mark.parametrize("label", [MULTI, REAL, LabelSpec(kind="binary", column="y", classes=("0", "1"))])
+@pytest.mark.parametrize("label", [MULTI, REAL, BINARY])
 def test_a_network_learns_and_exports(model: dict[str, object], inputs: tuple[Column, ...], label: LabelSpec) -> None:
     torch.manual_seed(0)
     contract = contract_of(*inputs, label=label)
@@ -75,6 +75,14 @@ def test_a_network_learns_and_exports(model: dict[str, object], inputs: tuple[Co
     dynamic = [{0: torch.export.Dim.AUTO} for _ in examples]
     exported = torch.export.export(served, examples, dynamic_shapes=dynamic).module()
     torch.testing.assert_close(exported(*tensors), outputs)
+
+
+@pytest.mark.parametrize("label", [MULTI, BINARY])
+def test_a_row_counts_what_its_class_weighs(label: LabelSpec) -> None:
+    outputs, target = torch.randn(32, label.num_outputs), torch.randint(0, len(label.classes), (32,))
+    weights = torch.tensor([0.5, 2.0, 3.0][: len(label.classes)], dtype=torch.float64)
+    rows = [summed_loss(outputs[i : i + 1], target[i : i + 1], label) * weights[target[i]] for i in range(32)]
+    torch.testing.assert_close(summed_loss(outputs, target, label, weights=weights), torch.stack(rows).sum().float())
 
 
 def test_ids_of_each_column_have_embeddings_of_their_own() -> None:

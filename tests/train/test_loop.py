@@ -76,6 +76,18 @@ def test_any_number_of_ranks_trains_the_same_network(tmp_path: Path, snapshot: S
             assert_trained_alike(trained, (alone, epochs), atol=1e-14, loss_atol=1e-13)
 
 
+def test_weights_of_classes_are_the_same_at_any_number_of_ranks(tmp_path: Path, snapshot: Snapshot) -> None:
+    def job(folder: str, weights: tuple[float, ...]) -> TrainJob:
+        return job_of(tmp_path / folder, snapshot).model_copy(update={"class_weights": weights})
+
+    alone = run_ranks(1, train, job("1", (0.25, 1.75)))[0]
+    for trained in run_ranks(3, train, job("3", (0.25, 1.75))):
+        assert_trained_alike(trained, alone, atol=1e-14, loss_atol=1e-13)
+    alike = run_ranks(1, train, job("alike", (1.0, 1.0)))[0]
+    assert_trained_alike(alike, run_ranks(1, train, job("none", ()))[0], atol=0, loss_atol=0)
+    assert abs(alike[1][0].loss - alone[1][0].loss) > 1e-3
+
+
 def test_each_epoch_has_a_receipt_that_agrees_with_the_snapshot(tmp_path: Path, snapshot: Snapshot) -> None:
     _, epochs = run_ranks(2, train, job_of(tmp_path, snapshot))[0]
     assert [(e.epoch, e.rows, e.row_id_sum) for e in epochs] == [
