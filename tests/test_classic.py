@@ -77,7 +77,7 @@ REGRESSORS = [
     {"estimator": "GBTRegressor", "maxIter": 3, "maxDepth": 2},
     {"estimator": "GeneralizedLinearRegression", "family": "gaussian", "link": "identity"},
     {"estimator": "FMRegressor", "factorSize": 2, "maxIter": 50, "stepSize": 0.1},
-    {"estimator": "IsotonicRegression", "featureIndex": 0, "isotonic": False},
+    {"estimator": "IsotonicRegression", "featureIndex": 2, "isotonic": False},
 ]
 VALIDATED = {"hash": {"shares": {"train": 0.6, "test": 0.4}}, "validation": {"share": 0.3}}
 
@@ -121,7 +121,7 @@ def test_every_regressor_goes_through_the_chain(
     receipts = run(workload(rows_csv(400), classic=REGRESSORS, split=VALIDATED, features=features))
     for candidate in receipts["evaluate"].result["candidates"]:
         metrics = candidate["metrics"]
-        least = 0.0 if candidate["name"] == "IsotonicRegression" else 0.2  # of one feature
+        least = 0.1 if candidate["name"] == "IsotonicRegression" else 0.2  # of one feature
         assert set(metrics) == {"rmse", "mae", "r2"} and metrics["mae"] < metrics["rmse"] < 1.2
         assert metrics["r2"] > least, candidate["name"]
     assert receipts["score"].rows == 400

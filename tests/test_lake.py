@@ -9,9 +9,10 @@ import pyarrow as pa
 import pytest
 from deltalake import write_deltalake
 from pyspark.sql import SparkSession
+from sklearn.utils.class_weight import compute_class_weight
 
-from pipelines.errors import LakeError
-from pipelines.lake import UINT64, Snapshot
+from pipelines.errors import ConfigError, LakeError
+from pipelines.lake import UINT64, LabelSpec, Snapshot
 from pipelines.lake.row_ids import position_ids
 
 
@@ -44,6 +45,18 @@ def test_row_digest_is_that_of_the_rows_alone(tmp_path: Path) -> None:
     write(tmp_path / "b", [2, 1], mode="append")
     a, b = Snapshot.open(tmp_path / "a"), Snapshot.open(tmp_path / "b")
     assert a.row_digest == b.row_digest and a.digest != b.digest
+
+
+def test_weights_of_classes_are_1_on_average() -> None:
+    label = LabelSpec(kind="multiclass", column="y", classes=("a", "b", "c"), counts=(60, 30, 10))
+    assert label.weights(None) == ()
+    balanced = compute_class_weight("balanced", classes=np.arange(3), y=np.repeat([0, 1, 2], label.counts))
+    assert label.weights("balanced") == pytest.approx(tuple(balanced))
+    named = label.weights({"c": 6})
+    assert named[2] == pytest.approx(6 * named[0]) and named[0] == named[1]
+    assert np.dot(named, label.counts) == pytest.approx(100)
+    with pytest.raises(ConfigError, match="class_weights: wanted classes among a, b, c, seen d"):
+        label.weights({"d": 1})
 
 
 def test_a_missing_version_is_named(tmp_path: Path) -> None:

@@ -285,7 +285,15 @@ def test_runs_in_mlflow(chain: Path) -> None:
     assert list(children) == ALL[::-1], "a child run a stage, newest first"
     assert [a.path for a in client.list_artifacts(first.info.run_id)] == ["config.yaml"]
     plots = {a.path for a in client.list_artifacts(children["evaluate"].info.run_id)}
-    assert {"leaderboard.png", "roc.png", "confusion.png", "calibration.png", "scores.png", "receipt.json"} <= plots
+    assert {
+        "leaderboard.png",
+        "roc.png",
+        "ks.png",
+        "confusion.png",
+        "calibration.png",
+        "scores.png",
+        "receipt.json",
+    } <= plots
     assert "loss.png" in {a.path for a in client.list_artifacts(children["train"].info.run_id)}
     losses = client.get_metric_history(children["train"].info.run_id, "train/loss")
     assert [metric.step for metric in losses] == [1, 2]

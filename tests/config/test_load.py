@@ -80,6 +80,11 @@ def test_line_of_the_file_is_named(tmp_path: Path) -> None:
         load_config(path)
 
 
+def test_weights_that_an_estimator_does_not_take() -> None:
+    perceptron = "classic.0={estimator: MultilayerPerceptronClassifier, layers: [64, 10]}"
+    assert "MultilayerPerceptronClassifier takes no weights" in refused(perceptron, "class_weights=balanced")
+
+
 def test_every_problem_is_listed() -> None:
     assert len(refused("train.epochs=ten", "train.lr=-1").splitlines()) == 2
 
