@@ -130,7 +130,11 @@ def _score_all(
             parts.append(part.withColumn("candidate", F.lit(name)))
         snapshot = write_table(reduce(DataFrame.unionByName, parts), path, what="evaluate: score")
         num_rows = snapshot.rows // len(models)
-        speeds = {ref.name: measure_speed(features[ref.features], models[ref.name], num_rows=num_rows) for ref in refs}
+        speeds = {
+            name: measure_speed(features[model.bundle.fitted.digest], model, num_rows=num_rows)
+            for name, model in models.items()
+            if name != CHAMPION
+        }
     return read_table(spark, snapshot), speeds
 
 

@@ -104,6 +104,6 @@ def _values(column: FittedNumber | FittedCategory) -> list[str]:
         edges = ["-inf", *(f"{split:g}" for split in column.splits or ()), "inf"]
         return [*(f"[{low}, {high})" for low, high in pairwise(edges)), "missing"]
     if column.values is None:
-        return [f"bucket {place}" for place in range(column.num_ids)]
+        return [f"id {place}" for place in range(column.num_ids)]  # hashed, or too many to stand here
     texts = [MISSING if value is None else value for value in column.values]
     return ["other", *(text.replace(BETWEEN, " x ").replace(MISSING, "missing") for text in texts)]
