@@ -220,7 +220,10 @@ def _plot(run: Run, test: DataFrame, chosen: str, spec: LabelSpec) -> None:
     run.figure("confusion.png", plots.confusion_matrix(confusion(best, spec), spec.classes, chosen))
     found = histograms(test.where(F.col("candidate") != CHAMPION), spec)
     binary = spec.kind == "binary"
-    run.figure("calibration.png", plots.calibration(found, "share of class 1" if binary else "share right"))
+    if found:
+        run.figure("calibration.png", plots.calibration(found, "share of class 1" if binary else "share right"))
+    if chosen not in found:  # it has neither probabilities nor margins
+        return
     names = ("class 0", "class 1") if binary else ("predicted wrongly", "predicted rightly")
     run.figure("scores.png", plots.score_distribution(found[chosen], names, chosen))
     if binary:

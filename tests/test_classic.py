@@ -137,6 +137,7 @@ def test_several_classes_of_which_each_is_told_from_the_rest(
     boosted = {"estimator": "GBTClassifier", "maxIter": 3, "maxDepth": 2}
     path = workload(rows_csv(300), classic=[boosted], features=features, class_weights={"red": 50})
     receipts = run(path)
+    assert receipts["evaluate"].result["candidates"][0]["metrics"].keys() == {"accuracy"}, "and no probabilities"
     shown = spark.read.format("delta").load(receipts["score"].result["table"]).groupBy("prediction").count().collect()
     assert max(shown, key=lambda row: row["count"])["prediction"] == "red", "which weighs most"
 
