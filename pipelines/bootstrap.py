@@ -74,7 +74,7 @@ class Resampled:
 
 
 def resample(metric: str, label: Floats, models: Mapping[str, Floats], *, seed: int) -> Resampled:
-    """The metric of several models on draws of the rows.
+    """The metric of several models on draws of the rows; models for which it is not defined are left out.
 
     Args:
         metric: Its name.
@@ -92,7 +92,7 @@ def resample(metric: str, label: Floats, models: Mapping[str, Floats], *, seed: 
         weights = np.bincount(draw, minlength=rows).astype(np.float64)
         for name, measure in measures.items():
             found[name][i] = measure(weights)
-    return Resampled(metric, rows, found)
+    return Resampled(metric, rows, {name: values for name, values in found.items() if not np.isnan(values[0])})
 
 
 def _bounds(values: Floats, confidence: float) -> tuple[float, float]:

@@ -67,6 +67,10 @@ def test_better_is_told_from_noise() -> None:
     assert same.low == same.high == same.mean == 0
 
 
+def test_one_class_has_no_interval() -> None:
+    assert not resample("auc", np.ones(20), {"m": np.arange(20.0)}, seed=0).values
+
+
 @pytest.mark.parametrize("metric", ["log_loss", "rmse"])
 def test_lower_is_better_for_losses(metric: str) -> None:
     zeros, ones = np.zeros(50), np.ones(50)

@@ -52,8 +52,8 @@ _FACTORS = (
 ESTIMATORS: dict[str, tuple[str, ...]] = {
     "DecisionTreeClassifier": (*_TREE, "thresholds"),
     "DecisionTreeRegressor": _TREE,
-    "GBTClassifier": (*_BOOSTED, "thresholds"),
     "FMRegressor": _FACTORS,
+    "GBTClassifier": (*_BOOSTED, "thresholds"),
     "GBTRegressor": _BOOSTED,
     "GeneralizedLinearRegression": (
         "aggregationDepth",
@@ -97,9 +97,7 @@ ESTIMATORS: dict[str, tuple[str, ...]] = {
     "RandomForestRegressor": _FOREST,
 }
 
-BINARY_ESTIMATORS = frozenset(
-    {"FMClassifier", "GBTClassifier", "LinearSVC"}
-)  # one against the rest, of several classes
+BINARY_ESTIMATORS = frozenset({"FMClassifier", "GBTClassifier", "LinearSVC"})
 UNWEIGHTED = frozenset({"FMClassifier", "MultilayerPerceptronClassifier"})  # classifiers that take no weights of rows
 REGRESSORS = frozenset(name for name in ESTIMATORS if name.endswith(("Regressor", "Regression"))) - {
     "LogisticRegression"
