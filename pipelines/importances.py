@@ -10,7 +10,15 @@ from pyspark.ml import Model
 
 from pipelines.bootstrap import Floats
 from pipelines.config.catalog import TREES
-from pipelines.features.fitted import BETWEEN, MISSING, FittedCategory, FittedFeatures, FittedInput, FittedNumber
+from pipelines.features.fitted import (
+    BETWEEN,
+    MISSING,
+    FittedCategory,
+    FittedFeatures,
+    FittedInput,
+    FittedList,
+    FittedNumber,
+)
 from pipelines.lake import Contract
 
 MOST = 1000  # features that are kept, the weightiest first
@@ -86,9 +94,13 @@ def place_names(fitted: FittedFeatures, contract: Contract, *, estimator: str) -
             yield from _id_names(inputs[column.name], one_hot=estimator not in TREES)
         elif column.names:
             yield from (f"{column.name}.{name}" for name in column.names)
+        elif column.kind == "sparse_ids":
+            name = column.name.removesuffix("_ids")
+            found = inputs[name].whole
+            values = _values(found.category) if isinstance(found, FittedList) else map(str, range(column.sizes[0]))
+            yield from (f"{name}: {value}" for value in values)
         else:
-            width = column.sizes[0] if column.kind == "sparse_ids" else column.width
-            yield from (f"{column.name.removesuffix('_ids')}[{place}]" for place in range(width))
+            yield from (f"{column.name}[{place}]" for place in range(column.width))
 
 
 def _id_names(group: FittedInput, *, one_hot: bool) -> Iterator[str]:
