@@ -126,6 +126,21 @@ class Checkpoint(Section):
     every_steps: Positive | None = Field(default=None, description="Steps between checkpoints, instead of seconds.")
 
 
+HOW_NOT_WHAT = (  # settings of train that change how a network is learned, not which
+    "ranks",
+    "launcher",
+    "device",
+    "threads",
+    "prefetch_mb",
+    "read_threads",
+    "memory_mb",
+    "balance",
+    "checkpoint",
+    "timeout_s",
+    "max_restarts",
+)
+
+
 class Train(Section):
     """Distributed training of the network."""
 

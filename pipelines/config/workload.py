@@ -1,8 +1,9 @@
 """The whole config of a workload, and the sections of what happens after training."""
 
 import re
+from collections.abc import Mapping
 from datetime import time
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,6 +13,7 @@ from pipelines.config.data import NUMERIC, Source
 from pipelines.config.features import Features, Input
 from pipelines.config.learning import Estimator, Model, Train
 from pipelines.config.split import Split, utc
+from pipelines.config.tuning import Tune, check_spaces, with_values
 
 METRICS = ("accuracy", "log_loss", "auc", "pr_auc", "ks", "rmse", "mae", "r2")
 LOWER_IS_BETTER = frozenset({"log_loss", "rmse", "mae"})
@@ -89,6 +91,7 @@ class Config(Section):
     classic: list[Estimator] = Field(default=[], description="MLlib estimators to fit.")
     model: Model | None = Field(default=None, description="A torch network to train.")
     train: Train = Field(default=Train(), description="How the network is trained.")
+    tune: Tune | None = Field(default=None, description="The search for better parameters of both.")
     gate: Gate = Field(default=Gate(), description="What a candidate must reach.")
     score: Score = Field(default=Score(), description="Batch inference.")
     keep: Keep = Field(default=Keep(), description="What is kept.")
@@ -228,6 +231,33 @@ class Config(Section):
             for value in self.class_weights:
                 known_name("class_weights: a class of a binary label", str(value), ["0", "1"])
         return self
+
+    @model_validator(mode="after")
+    def _tuning(self) -> "Config":
+        if self.tune is None:
+            return self
+        check_spaces(self.tune, self.classic, self.model, self.train)
+        if self.tune.folds is None and "validation" not in self.split.names:
+            raise ValueError("split.validation: wanted, because tune measures on it; seen none; or set tune.folds")
+        kind = self.features.label.kind
+        known_name(f"tune.metric: a metric of a {kind} label", self.tune_metric, METRICS_OF[kind])
+        return self
+
+    def tuned(self, best: Mapping[str, Mapping[str, Any]]) -> "Config":
+        """This config with other values, by section: an estimator's name, `model`, `train`.
+
+        Raises:
+            ValidationError: A section refuses one.
+        """
+        model = self.model and with_values(self.model, best.get("model", {}))
+        classic = [with_values(estimator, best.get(estimator.estimator, {})) for estimator in self.classic]
+        train = with_values(self.train, best.get("train", {}))
+        return self.model_copy(update={"classic": classic, "model": model, "train": train})
+
+    @property
+    def tune_metric(self) -> str:
+        """The metric that tuning makes better."""
+        return (self.tune and self.tune.metric) or self.gate_metric
 
     @property
     def candidates(self) -> int:

@@ -14,6 +14,7 @@ import matplotlib.figure
 
 from pipelines import session, tracking
 from pipelines.config import Config
+from pipelines.config.learning import HOW_NOT_WHAT
 from pipelines.errors import ConfigError, DataError, HeadraceError, TrainingError
 from pipelines.features.fitted import FittedFeatures
 from pipelines.lake import Snapshot, runs_path
@@ -26,19 +27,6 @@ from pipelines.train.job import EpochResult, RankError, TrainJob, TrainResult
 from pipelines.train.watch import Watch
 
 WORKER = "pipelines.train.worker"
-HOW_NOT_WHAT = (  # settings of train that change how a network is learned, not which
-    "ranks",
-    "launcher",
-    "device",
-    "threads",
-    "prefetch_mb",
-    "read_threads",
-    "memory_mb",
-    "balance",
-    "checkpoint",
-    "timeout_s",
-    "max_restarts",
-)
 
 
 def build(given: Given) -> Made:
