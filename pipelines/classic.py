@@ -54,7 +54,7 @@ def build(given: Given) -> Made:
     given.run.dataset(snapshot, name="features_train", context="training")
     weights = snapshot.contract.label.weights(config.class_weights)
     refs, lines = [], []
-    with _checkpoints(spark, scratch_path(config.workload)):
+    with checkpoints(spark, scratch_path(config.workload)):
         for wanted in config.classic:
             with spark_progress(spark, f"classic: {wanted.estimator}"):
                 estimator = make_estimator(wanted, snapshot.contract, seed=config.seed, is_weighted=bool(weights))
@@ -71,7 +71,7 @@ def build(given: Given) -> Made:
 
 
 @contextmanager
-def _checkpoints(spark: SparkSession, scratch: Path) -> Iterator[None]:
+def checkpoints(spark: SparkSession, scratch: Path) -> Iterator[None]:
     """A folder where boosted trees cut their lineage; without it, it grows with each of them until it overflows."""
     with TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
         spark.sparkContext.setCheckpointDir(folder)
@@ -140,10 +140,12 @@ def _value(key: str, value: Any) -> Any:
     return DenseVector(value) if key in _VECTORS else value
 
 
-def _fit(estimator: "MLlibEstimator[Any]", rows: DataFrame) -> "tuple[Model, float]":
-    """Fit on rows that are kept in memory or on disk meanwhile: MLlib reads them many times."""
-    rows = rows.persist(StorageLevel.MEMORY_AND_DISK)
-    started = time.monotonic()
+def fit(estimator: "MLlibEstimator[Any]", rows: DataFrame) -> Model:
+    """Fit on rows with `label` and `VECTOR`, which MLlib reads many times: whoever calls keeps them.
+
+    Raises:
+        ConfigError: MLlib refuses a parameter's value, or the features do not suit the estimator.
+    """
     try:
         model: Model = estimator.fit(rows)
     except PySparkException as error:
@@ -153,9 +155,17 @@ def _fit(estimator: "MLlibEstimator[Any]", rows: DataFrame) -> "tuple[Model, flo
                 f"classic: {type(estimator).__name__}: MLlib refuses: {one_line(text, limit=300)}"
             ) from None
         raise
+    return model
+
+
+def _fit(estimator: "MLlibEstimator[Any]", rows: DataFrame) -> "tuple[Model, float]":
+    """Fit on rows that are kept in memory or on disk meanwhile."""
+    rows = rows.persist(StorageLevel.MEMORY_AND_DISK)
+    started = time.monotonic()
+    try:
+        return fit(estimator, rows), time.monotonic() - started
     finally:
         rows.unpersist()
-    return model, time.monotonic() - started
 
 
 def _log(model: Model, wanted: Estimator, given: Given, snapshot: Snapshot, seconds: float) -> ModelRef:

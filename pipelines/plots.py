@@ -128,3 +128,20 @@ def leaderboard(candidates: Sequence[Mapping[str, Any]], metric: str, chosen: st
     axes.invert_yaxis()
     axes.margins(x=0.15)
     return figure
+
+
+def trials(values: Sequence[float | None], metric: str, title: str, importances: Mapping[str, float]) -> Figure:
+    """The metric of each complete trial, trial 0 as a line across, and each parameter's importance."""
+    figure = Figure(figsize=(6, 5 if not importances else 7), layout="constrained")
+    axes, *below = figure.subplots(2 if importances else 1, 1, squeeze=False)[:, 0]
+    axes.set(title=title, xlabel="trial", ylabel=metric)
+    complete = [(number, value) for number, value in enumerate(values) if value is not None]
+    axes.scatter(*zip(*complete, strict=True), s=12)
+    if values[0] is not None:
+        axes.axhline(values[0], linestyle=":", color="gray", label="config as written")
+        axes.legend()
+    for bars in below:
+        bars.barh(list(importances), list(importances.values()))
+        bars.set(xlabel="importance")
+        bars.invert_yaxis()
+    return figure

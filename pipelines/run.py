@@ -17,7 +17,7 @@ import yaml
 
 from pipelines import tracking
 from pipelines.config import Config
-from pipelines.errors import LakeError
+from pipelines.errors import ConfigError, LakeError
 from pipelines.lake import receipt_path, runs_path, scratch_path
 from pipelines.progress import say
 from pipelines.receipt import Receipt, changed, digest_of, files_digest, modules_digest, read_receipt, write_json
@@ -39,8 +39,13 @@ STAGES = {
     "features": Stage(
         "pipelines.features.build:build", ("source.schema", "source.key", "split", "features", "seed"), ("ingest",)
     ),
-    "classic": Stage("pipelines.classic:build", ("classic", "class_weights", "seed"), ("features",)),
-    "train": Stage("pipelines.train.launch:build", ("model", "class_weights", "train", "seed"), ("features",)),
+    "tune": Stage(
+        "pipelines.tune.build:build",
+        ("tune", "classic", "model", "train", "class_weights", "gate.metric", "seed"),
+        ("features",),
+    ),
+    "classic": Stage("pipelines.classic:build", ("classic", "class_weights", "seed"), ("features", "tune")),
+    "train": Stage("pipelines.train.launch:build", ("model", "class_weights", "train", "seed"), ("features", "tune")),
     "evaluate": Stage(
         "pipelines.evaluate:build", ("split", "gate", "seed"), ("ingest", "features", "classic", "train")
     ),
@@ -51,7 +56,7 @@ STAGES = {
 
 def declared(config: Config) -> list[str]:
     """The stages that the config declares, in order."""
-    left_out = {"classic": not config.classic, "train": config.model is None}
+    left_out = {"tune": config.tune is None, "classic": not config.classic, "train": config.model is None}
     return [name for name in STAGES if not left_out.get(name, False)]
 
 
@@ -62,8 +67,12 @@ def run_stages(config: Config, names: Sequence[str]) -> dict[str, Receipt]:
         The receipt of each.
 
     Raises:
+        ConfigError: The config does not declare a stage.
         HeadraceError: A stage failed or refused; receipts of the stages before it stand.
     """
+    if missing := [name for name in names if name not in declared(config)]:
+        section = "model" if missing[0] == "train" else missing[0]
+        raise ConfigError(f"{config.workload}: {missing[0]}: wanted a section `{section}` in the config, seen none")
     done: dict[str, Receipt] = {}
     with only_one(config.workload), _Parent(config, single=len(names) == 1) as parent:
         shutil.rmtree(scratch_path(config.workload))
@@ -75,6 +84,8 @@ def run_stages(config: Config, names: Sequence[str]) -> dict[str, Receipt]:
 def _run_stage(config: Config, name: str, parent: "_Parent") -> Receipt:
     stage = STAGES[name]
     inputs = _inputs(config, name)
+    if tuned := inputs.pop("tune", None):  # what it found stands in the stage's own sections, whose digests tell of it
+        config = config.tuned(tuned.result["best"])
     made_from = depends_on(config, name, inputs)
     digest = digest_of(made_from)
     path = receipt_path(config.workload, name)
@@ -153,7 +164,7 @@ def _named_modules(config: Config, name: str) -> list[str]:
         tables = [config.source, *[join.table for join in config.source.joins]]
         named = [f"pipelines.sources.{table.format}" for table in tables]
         return named + [table.prepare.partition(":")[0] for table in tables if table.prepare]
-    if name == "train" and config.model:
+    if name in ("train", "tune") and config.model:
         from pipelines.models.names import network_path
 
         return ["pipelines.train.worker", network_path(config.model.network).partition(":")[0]]

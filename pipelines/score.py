@@ -93,11 +93,16 @@ def predict(features: DataFrame, model: Loaded, *, keep: Sequence[str]) -> DataF
 def apply_classic(features: DataFrame, model: "PipelineModel", bundle: Bundle, *, keep: Sequence[str]) -> DataFrame:
     """Predictions of an MLlib model, see `predict`."""
     scored = model.transform(assemble(features, bundle.contract, estimator=bundle.name))
+    return answers(scored, bundle.contract.label, keep=keep)
+
+
+def answers(scored: DataFrame, label: LabelSpec, *, keep: Sequence[str]) -> DataFrame:
+    """What an MLlib model's `transform` made, in the columns of `predict`."""
     probabilities: SparkColumn = F.lit(None).cast("array<double>")
     score: SparkColumn = F.lit(None).cast("double")
     if "probability" in scored.columns:
         probabilities = vector_to_array(F.col("probability"))
-    if bundle.contract.label.kind == "binary":
+    if label.kind == "binary":
         ranks = "probability" if "probability" in scored.columns else "rawPrediction"
         score = vector_to_array(F.col(ranks))[1]
     return scored.select(

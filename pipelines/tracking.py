@@ -183,6 +183,25 @@ class Run:
         self._client = _mlflow().MlflowClient()
         self._metrics: list[Any] = []
 
+    def child(self, name: str) -> "Run":
+        """A run under this one, beside others; `end` ends it."""
+        above = self._client.get_run(self.id)
+        tags = {key: value for key, value in above.data.tags.items() if key.startswith("headrace.")}
+        tags |= {_PROCESS_TAG: _this_process(), "mlflow.parentRunId": self.id}
+        return Run(self._client.create_run(above.info.experiment_id, tags=tags, run_name=name).info.run_id)
+
+    def adopt(self, run_id: str) -> None:
+        """Put a run of before under this one; nothing where it was removed."""
+        from mlflow.exceptions import MlflowException
+
+        with contextlib.suppress(MlflowException):
+            self._client.set_tag(run_id, "mlflow.parentRunId", self.id)
+
+    def end(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+        """Send what is buffered, and end the run."""
+        self.flush()
+        self._client.set_terminated(self.id, status)
+
     def metrics(self, values: Mapping[str, float], *, step: int = 0) -> None:
         """Record metrics at a step."""
         from mlflow.entities import Metric
@@ -313,7 +332,9 @@ def prune_runs(workload: str, *, keep: int) -> int:
     registered = {version.run_id for version in client.search_model_versions(f"name = '{workload}'")}
     removed = 0
     for parent in children.get("", [])[keep:]:
-        family = [parent, *children.get(parent, [])]
+        family = [parent]
+        for run_id in family:
+            family += children.get(run_id, [])
         if registered.isdisjoint(family):
             for run_id in family:
                 client.delete_run(run_id)

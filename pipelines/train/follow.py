@@ -1,33 +1,39 @@
-"""What the launcher does while the ranks work: it shows how far they are, and tells MLflow of each epoch."""
+"""What the launcher does while the ranks work: it shows how far they are, and passes on what they tell."""
 
 import contextlib
 import json
-import sys
 import threading
+from collections.abc import Callable
 
 from pipelines import session
-from pipelines.progress import Progress, say
-from pipelines.tracking import Run
+from pipelines.progress import Progress
 from pipelines.train.job import EpochResult, TrainJob
 from pipelines.train.watch import Watch
 
 
 class Follower:
-    """While the body runs: shows progress, passes each epoch on to the user and to MLflow, and watches the ranks.
+    """While the body runs: shows progress, passes each epoch on, and watches the ranks.
+
+    Args:
+        job: Whose ranks.
+        on_epoch: Called with each epoch, in the follower's thread.
+        should_end: Asked whether the ranks are to be ended.
 
     Attributes:
         verdict: Why the ranks were ended, where the watch ended them.
+        is_ended: Whether they were ended because `should_end` said so.
     """
 
-    def __init__(self, job: TrainJob, run: Run) -> None:
-        self._job, self._run = job, run
+    def __init__(
+        self, job: TrainJob, *, on_epoch: Callable[[EpochResult], None], should_end: Callable[[], bool]
+    ) -> None:
+        self._job, self._on_epoch, self._should_end = job, on_epoch, should_end
         self._watch: Watch | None = None
         self._passed_on = 0
-        self._out = sys.stdout  # TorchDistributor's own output is sent elsewhere meanwhile
         self._done = threading.Event()
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
-        self.verdict = ""
+        self.verdict, self.is_ended = "", False
 
     def watch(self, watch: Watch) -> None:
         """Watch the ranks of a new start."""
@@ -53,16 +59,22 @@ class Follower:
                     self._error = self._error or error
                 if ended:
                     return
-                self._end_if_stuck()
+                self._end_if_due()
                 with contextlib.suppress(OSError, ValueError):
                     at = json.loads(self._job.progress_path.read_text(encoding="utf-8"))
                     progress.show(at["step"], at["steps"], f"epoch {at['epoch'] + 1}, loss {at['loss']:.4f}")
 
-    def _end_if_stuck(self) -> None:
-        if self._watch is None or self.verdict:
+    def _end_if_due(self) -> None:
+        if self._watch is None:
             return
-        self.verdict = self._watch.look()
-        if self.verdict:
+        self.is_ended = self.is_ended or self._should_end()
+        if self.is_ended:
+            self._watch.read_beats()  # each time: a rank that is still starting is met once it gives its first
+        elif self.verdict:
+            return
+        else:
+            self.verdict = self._watch.look()
+        if self.is_ended or self.verdict:
             self._watch.end_local_ranks()
             if not session.master().startswith("local") and (spark := session.active_session()) is not None:
                 spark.sparkContext.cancelAllJobs()
@@ -74,18 +86,10 @@ class Follower:
             return
         for line in [line for line in lines if line.endswith("\n")][self._passed_on :]:
             self._passed_on += 1
-            epoch = EpochResult.model_validate_json(line)
-            metrics = ", ".join(f"{name} {value:.4f}" for name, value in epoch.metrics.items())
-            say(
-                f"          epoch {epoch.epoch + 1}/{self._job.train.epochs}: loss {epoch.loss:.4f}, {metrics}, "
-                f"{epoch.rows_per_s:,.0f} rows/s; {epoch.verdict}",
-                file=self._out,
-            )
-            self._run.metrics(_metrics_of(epoch), step=epoch.epoch + 1)
-            self._run.flush()
+            self._on_epoch(EpochResult.model_validate_json(line))
 
 
-def _metrics_of(epoch: EpochResult) -> dict[str, float]:
+def metrics_of(epoch: EpochResult) -> dict[str, float]:
     """As MLflow shows them, grouped by what stands before the slash."""
     found = {
         "train/loss": epoch.loss,

@@ -37,6 +37,12 @@ class EpochResult(BaseModel):
     ranks: list[RankTimes] = []
     verdict: str = ""
 
+    def story(self, epochs: int) -> str:
+        """The epoch, one of so many, as a user reads it."""
+        metrics = ", ".join(f"{name} {value:.4f}" for name, value in self.metrics.items())
+        what = f"loss {self.loss:.4f}, {metrics}, {self.rows_per_s:,.0f} rows/s"
+        return f"epoch {self.epoch + 1}/{epochs}: {what}; {self.verdict}"
+
 
 class TrainJob(BaseModel):
     """Everything that a rank needs.
@@ -45,6 +51,7 @@ class TrainJob(BaseModel):
         class_weights: What a row of each class counts in the loss, 1 on average; empty for all alike.
         folder: Checkpoints, progress and errors go here; all ranks and the launcher see it.
         keep_checkpoints: How many checkpoints stay, the best one beside them.
+        run_id: The MLflow run that takes the model; without one, the model is not logged.
     """
 
     model_config = ConfigDict(frozen=True)

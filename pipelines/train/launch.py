@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.figure
@@ -22,11 +23,15 @@ from pipelines.progress import say
 from pipelines.receipt import digest_of, write_json
 from pipelines.stage import Given, Made
 from pipelines.tracking import ModelRef
-from pipelines.train.follow import Follower
+from pipelines.train.follow import Follower, metrics_of
 from pipelines.train.job import EpochResult, RankError, TrainJob, TrainResult
 from pipelines.train.watch import Watch
 
 WORKER = "pipelines.train.worker"
+
+
+class Ended(Exception):
+    """The ranks were ended because whoever had them started wished so."""
 
 
 def build(given: Given) -> Made:
@@ -37,18 +42,16 @@ def build(given: Given) -> Made:
         TrainingError: A rank failed, and went on failing; the message is the first rank's that knew why.
     """
     job = _make_job(given)
-    if job.snapshot.rows < job.train.num_lanes:
-        raise DataError(
-            f"{job.snapshot.table} version {job.snapshot.version}: wanted a row for each of the {job.train.num_lanes} "
-            f"lanes, seen {job.snapshot.rows} rows; lower train.lanes (at least train.ranks, {job.train.ranks})"
-        )
-    job.folder.mkdir(parents=True, exist_ok=True)
-    job_path = job.folder / "job.json"
-    write_json(job_path, job)
     given.run.dataset(job.snapshot, name="features_train", context="training")
     given.run.params({"network": job.model.network, **job.model.params, **_flat(job.train.model_dump(mode="json"))})
-    restarts = _run_to_the_end(given, job, job_path)
-    result = TrainResult.model_validate_json(job.result_path.read_bytes())
+    out = sys.stdout  # TorchDistributor's own output is sent elsewhere meanwhile
+
+    def on_epoch(epoch: EpochResult) -> None:
+        say(f"          {epoch.story(job.train.epochs)}", file=out)
+        given.run.metrics(metrics_of(epoch), step=epoch.epoch + 1)
+        given.run.flush()
+
+    result, restarts = run_job(given.config, job, on_epoch=on_epoch)
     given.run.figure("loss.png", _curves(result.epochs))
     _remove_other_jobs(job)
     ref = ModelRef(
@@ -72,18 +75,48 @@ def build(given: Given) -> Made:
     )
 
 
-def _run_to_the_end(given: Given, job: TrainJob, job_path: Path) -> list[str]:
-    """Start the ranks, again from the last checkpoint where one is lost. Returns why each restart was needed."""
+def run_job(
+    config: Config,
+    job: TrainJob,
+    *,
+    on_epoch: Callable[[EpochResult], None],
+    should_end: Callable[[], bool] = lambda: False,
+) -> tuple[TrainResult, list[str]]:
+    """Start the job's ranks, again from the last checkpoint where one is lost.
+
+    Args:
+        config: Says how they are launched.
+        job: What they do.
+        on_epoch: Called with each epoch, in a thread.
+        should_end: Asked a few times a second; once it says so, the ranks are ended.
+
+    Returns:
+        What they made, and why each restart was needed.
+
+    Raises:
+        Ended: They were ended by `should_end`.
+        DataError: The table has fewer rows than the run has lanes.
+        TrainingError: A rank failed, and went on failing.
+    """
+    if job.snapshot.rows < job.train.num_lanes:
+        raise DataError(
+            f"{job.snapshot.table} version {job.snapshot.version}: wanted a row for each of the {job.train.num_lanes} "
+            f"lanes, seen {job.snapshot.rows} rows; lower train.lanes (at least train.ranks, {job.train.ranks})"
+        )
+    job_path = job.folder / "job.json"
+    write_json(job_path, job)
     restarts: list[str] = []
-    with Follower(job, given.run) as follower:
+    with Follower(job, on_epoch=on_epoch, should_end=should_end) as follower:
         while True:
             job.remove_traces()
             watch = Watch(job)
             follower.watch(watch)
             try:
-                _run_ranks(given.config, job, job_path)
-                return restarts
+                _run_ranks(config, job, job_path)
+                break
             except _Lost as lost:
+                if follower.is_ended:
+                    raise Ended from None
                 error = _why_failed(job, watch, follower.verdict)
                 if not _may_help(job, error, follower.verdict) or len(restarts) == job.train.max_restarts:
                     raise error from lost.__cause__
@@ -91,6 +124,7 @@ def _run_to_the_end(given: Given, job: TrainJob, job_path: Path) -> list[str]:
             say(
                 f"          {error}; starts again from the last checkpoint ({len(restarts)} of {job.train.max_restarts})"
             )
+    return TrainResult.model_validate_json(job.result_path.read_bytes()), restarts
 
 
 def _may_help(job: TrainJob, error: HeadraceError, verdict: str) -> bool:

@@ -1,6 +1,7 @@
 """The one training loop: epochs over the lanes, each with a receipt."""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -23,6 +24,7 @@ from pipelines.train.clock import StepClock
 from pipelines.train.diagnosis import RankTimes, why_slow
 from pipelines.train.heartbeat import Place
 from pipelines.train.job import EpochResult, TrainJob
+from pipelines.train.measures import Measures
 from pipelines.train.optimizer import make_optimizer, make_schedule
 from pipelines.train.pace import Pace
 from pipelines.train.strategies.data_parallel import row_weight, wrap
@@ -170,6 +172,11 @@ class Trainer:
         self.clock.enter("other")
         sums, seconds = tally.reduced(), time.perf_counter() - started
         tally.receipt.compare(sums.rows, sums.row_id_sum, epoch=epoch)
+        if not math.isfinite(sums.loss):
+            raise TrainingError(
+                f"epoch {epoch + 1}: wanted a finite loss, seen {sums.mean_loss()}; lower train.lr, now {self.train.lr:g}, or "
+                "set train.clip_grad_norm"
+            )
         ranks = self._all_times({k: v - loader_seconds[k] for k, v in self.loader.times.seconds.items()})
         return EpochResult(
             epoch=epoch,
@@ -254,7 +261,8 @@ class Trainer:
         snapshot = self.job.validation
         if snapshot is None:
             return {}
-        tally = Tally(snapshot, self.contract.label, self.device)
+        measures = Measures(self.contract.label, self.device)
+        tally = Tally(snapshot, self.contract.label, self.device, measures=measures)
         self.network.eval()
         with self._loader(snapshot, epochs=1, shuffle=False) as loader:
             for batch in loader:
@@ -264,7 +272,7 @@ class Trainer:
                     tally.add(batch, tensors["label"], *self._forward(self.network, tensors))
         sums = tally.reduced()
         tally.receipt.compare(sums.rows, sums.row_id_sum, epoch=0)
-        values = {"loss": sums.mean_loss(), **sums.metrics(self.contract.label)}
+        values = {"loss": sums.mean_loss(), **sums.metrics(self.contract.label), **measures.reduced()}
         return {f"validation_{name}": value for name, value in values.items()}
 
     def _loader(self, snapshot: Snapshot, *, epochs: int, shuffle: bool = True) -> LaneLoader:

@@ -9,6 +9,7 @@ from pipelines.lake import LabelSpec, Snapshot
 from pipelines.models.build import row_scores
 from pipelines.stream.batches import Batch
 from pipelines.stream.receipt import EpochReceipt
+from pipelines.train.measures import Measures
 
 WAITING_ELEMENTS = 1 << 16  # outputs that are kept until they are added up: a few large operations, not many small ones
 
@@ -46,15 +47,22 @@ class Tally:
         spec: What the label means.
         device: Where the rank computes.
         before: What all ranks together had when the epoch was interrupted; one rank takes it over.
+        measures: Are given the rows as well, where there are any.
     """
 
     def __init__(
-        self, snapshot: Snapshot, spec: LabelSpec, device: torch.device, *, before: Sums | None = None
+        self,
+        snapshot: Snapshot,
+        spec: LabelSpec,
+        device: torch.device,
+        *,
+        before: Sums | None = None,
+        measures: Measures | None = None,
     ) -> None:
         before = before or Sums()
         self.receipt = EpochReceipt(snapshot)
         self.receipt.load_state_dict({"rows": before.rows, "row_id_sum": before.row_id_sum})
-        self._spec, self._device = spec, device
+        self._spec, self._device, self._measures = spec, device, measures
         self._sums = torch.tensor([before.loss, before.score], dtype=torch.float64, device=device)
         self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
         self._waiting_elements = 0
@@ -86,5 +94,7 @@ class Tally:
         labels, outputs, losses = zip(*self._waiting, strict=True)
         self._waiting, self._waiting_elements = [], 0
         self._sums[0] += torch.stack(losses).sum(dtype=torch.float64)
-        scores = row_scores(torch.cat(outputs), torch.cat(labels), self._spec)
-        self._sums[1] += scores.sum(dtype=torch.float64)
+        all_outputs, all_labels = torch.cat(outputs), torch.cat(labels)
+        self._sums[1] += row_scores(all_outputs, all_labels, self._spec).sum(dtype=torch.float64)
+        if self._measures:
+            self._measures.add(all_outputs, all_labels)

@@ -99,7 +99,7 @@ def _work(job: TrainJob, rank: int, heartbeat: Heartbeat) -> None:
     dist.destroy_process_group()
     if rank == 0:
         trainer.clock.enter("logging the model")
-        uri, size = _log_model(job, trainer)
+        uri, size = _log_model(job, trainer) if job.run_id else ("", 0)
         result = TrainResult(
             epochs=trainer.epochs,
             best_epoch=trainer.best_epoch,

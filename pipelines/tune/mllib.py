@@ -1,0 +1,89 @@
+"""Trials of an MLlib estimator: fits on rows that are assembled and kept once for all of them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from py4j.protocol import Py4JError
+from pyspark import inheritable_thread_target
+from pyspark.errors import PySparkException
+from pyspark.sql import functions as F
+
+from pipelines.assemble import VECTOR, assemble
+from pipelines.classic import checkpoints, fit, make_estimator
+from pipelines.config.learning import Estimator
+from pipelines.config.tuning import with_values
+from pipelines.errors import DataError, one_line
+from pipelines.lake import Contract, LabelSpec, Snapshot, scratch_path
+from pipelines.metrics import measure
+from pipelines.score import answers
+from pipelines.session import get_session, spark_progress
+from pipelines.stage import Given
+from pipelines.tables import read_table
+from pipelines.tune.folds import Pair, kept_pairs
+from pipelines.tune.search import Attempt, Objective, Pruned
+
+
+@contextmanager
+def objective(given: Given, wanted: Estimator, train: Snapshot, validation: Snapshot | None) -> Iterator[Objective]:
+    """How good the estimator is with an attempt's parameters, while the body runs; attempts may run in threads."""
+    config = given.config
+    assert config.tune is not None and train.contract is not None, "declared with a tune section; a feature table"
+    spark, contract, name = get_session(config), train.contract, wanted.estimator
+    tables = [
+        None
+        if table is None
+        else assemble(read_table(spark, table), contract, estimator=name).select("row_id", "label", VECTOR)
+        for table in (train, validation)
+    ]
+    assert tables[0] is not None
+    with (
+        checkpoints(spark, scratch_path(config.workload)),
+        spark_progress(spark, f"tune: {name}"),
+        kept_pairs(tables[0], tables[1], folds=config.tune.folds, seed=config.seed) as pairs,
+    ):
+
+        def attempted(attempt: Attempt) -> float:
+            estimator = with_values(wanted, attempt.params)
+            try:
+                return _mean(attempt, pairs, estimator, contract, metric=config.tune_metric, seed=config.seed)
+            except (PySparkException, Py4JError) as error:
+                raise DataError(f"{name}: {one_line(str(error), limit=300)}") from None
+
+        yield inheritable_thread_target(spark)(attempted)
+
+
+def _mean(
+    attempt: Attempt, pairs: list[Pair], wanted: Estimator, contract: Contract, *, metric: str, seed: int
+) -> float:
+    """The metric's mean over the pairs."""
+    total = 0.0
+    for place, pair in enumerate(pairs, 1):
+        model: Any = fit(make_estimator(wanted, contract, seed=seed), pair.fit.select("label", VECTOR))
+        total += _measured(model.transform(pair.measure), contract.label, wanted.estimator, metric)
+        attempt.report(place, total / place, is_last=place == len(pairs))
+        if attempt.is_pruned:
+            raise Pruned
+    return total / len(pairs)
+
+
+def _measured(scored: Any, label: LabelSpec, name: str, metric: str) -> float:
+    rows = answers(scored, label, keep=["row_id", "label"])
+    rows = rows.withColumns({"candidate": F.lit(name), "split": F.lit("validation")})
+    measured = measure(rows, label)[name, "validation"].metrics
+    if metric not in measured:
+        raise DataError(
+            f"{name}: wanted {metric} on the rows that are measured, seen {', '.join(measured) or 'nothing'}"
+        )
+    return measured[metric]
+
+
+def values_as_written(given: Given, wanted: Estimator, contract: Contract) -> dict[str, Any]:
+    """All parameters of the estimator as the config writes it, MLlib's defaults among them.
+
+    Raises:
+        ConfigError: MLlib refuses a value.
+    """
+    get_session(given.config)
+    estimator = make_estimator(wanted, contract, seed=given.config.seed)
+    return {param.name: value for param, value in estimator.extractParamMap().items()} | wanted.params
