@@ -98,6 +98,7 @@ def dry_run(config: Config, snapshot: Snapshot) -> DryRun:
     """
     if config.model is None:
         raise ConfigError(f"{config.workload}: wanted a section `model`, seen none; there is nothing to plan")
+    config = _as_tuned(config)
     refusals = [str(trap) for trap in traps_of(snapshot)]
     if refusals:
         raise Refused("\n".join(refusals))
@@ -134,6 +135,12 @@ def dry_run(config: Config, snapshot: Snapshot) -> DryRun:
         retention_s=retention_s,
         refusals=refusals,
     )
+
+
+def _as_tuned(config: Config) -> Config:
+    """With the parameters that the tune stage found, as training takes them."""
+    receipt = read_receipt(receipt_path(config.workload, "tune")) if config.tune else None
+    return config.tuned(receipt.result["best"]) if receipt else config
 
 
 def _rates(config: Config, snapshot: Snapshot) -> Rates:

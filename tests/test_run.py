@@ -114,7 +114,7 @@ def due(chain: Path, *overrides: str) -> dict[str, list[str]]:
     config = load_config(chain, overrides)
     found = {}
     for name in ALL:
-        inputs = {other: read_receipt(receipt_path("chain", other)) for other in STAGES[name].after}
+        inputs = {other: read_receipt(receipt_path("chain", other)) for other in STAGES[name].after if other in ALL}
         receipt = read_receipt(receipt_path("chain", name))
         assert receipt is not None
         now = depends_on(config, name, inputs)  # type: ignore[arg-type]

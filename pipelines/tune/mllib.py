@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from py4j.protocol import Py4JError
-from pyspark import inheritable_thread_target
 from pyspark.errors import PySparkException
 from pyspark.sql import functions as F
 
@@ -48,9 +47,9 @@ def objective(given: Given, wanted: Estimator, train: Snapshot, validation: Snap
             try:
                 return _mean(attempt, pairs, estimator, contract, metric=config.tune_metric, seed=config.seed)
             except (PySparkException, Py4JError) as error:
-                raise DataError(f"{name}: {one_line(str(error), limit=300)}") from None
+                raise DataError(f"{name}: {one_line(str(error), limit=9000)}") from None
 
-        yield inheritable_thread_target(spark)(attempted)
+        yield attempted
 
 
 def _mean(

@@ -12,6 +12,7 @@ from pipelines.config import Config
 from pipelines.errors import DataError
 from pipelines.features.fitted import FittedFeatures
 from pipelines.lake import Snapshot
+from pipelines.receipt import digest_of
 from pipelines.session import get_session
 from pipelines.stage import Given
 from pipelines.train.job import EpochResult, TrainJob
@@ -38,6 +39,8 @@ def objective(given: Given, train: Snapshot, validation: Snapshot | None, folder
             parts = stack.enter_context(fold_tables(get_session(given.config), train, given.config, folds=tune.folds))
             pairs = [(together([other for other in parts if other is not part]), part) for part in parts]
         yield lambda attempt: _mean(attempt, pairs, given, folder)
+    for left in folder.glob("*-*"):  # of a run that was killed, and whose parameters were not asked for again
+        rmtree(left, ignore_errors=True)
 
 
 def _mean(attempt: Attempt, pairs: list[tuple[Snapshot, Snapshot | None]], given: Given, folder: Path) -> float:
@@ -47,7 +50,8 @@ def _mean(attempt: Attempt, pairs: list[tuple[Snapshot, Snapshot | None]], given
         config = config.tuned({"train": {"launcher": "torchrun"}})  # several may run at a time; no session is needed
     total = 0.0
     for place, (train, validation) in enumerate(pairs, 1):
-        job = _job(given, config, train, validation, folder / f"{attempt.number}-{train.digest[:16]}")
+        name = f"{attempt.number}-{digest_of([attempt.params, train.digest])[:16]}"
+        job = _job(given, config, train, validation, folder / name)
         total += _trained(attempt, config, job, reports=len(pairs) == 1)
         if len(pairs) > 1:
             attempt.report(place, total / place, is_last=place == len(pairs))

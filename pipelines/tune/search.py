@@ -163,24 +163,24 @@ class Search:
         cancelled, started = threading.Event(), time.monotonic()
         waiting = [number for number in range(self.total) if number not in self.trials]
         running: dict[Future[Trial], Attempt] = {}
-        with ThreadPoolExecutor(self._how.parallel, thread_name_prefix="trial") as pool:
-            try:
-                while waiting or running:
-                    if self._how.timeout_s and time.monotonic() - started > self._how.timeout_s:
-                        waiting = [number for number in waiting if number == AS_WRITTEN]
-                    # The first is alone: it finds whether anything works, and leaves caches filled.
-                    while waiting and len(running) < (self._how.parallel if self.trials else 1):
-                        attempt = self._ask(waiting.pop(0), cancelled)
-                        if (twin := self._twin(attempt)) is None:
-                            run_id = listener.started(attempt.number, attempt.params)
-                            running[pool.submit(_try, objective, attempt, run_id)] = attempt
-                        else:
-                            self._finish(attempt, _repeat(twin, attempt), listener)
-                    for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
-                        self._finish(running.pop(future), future.result(), listener)
-            except BaseException:
-                cancelled.set()
-                raise
+        pool = ThreadPoolExecutor(self._how.parallel, thread_name_prefix="trial")
+        try:
+            while waiting or running:
+                if self._how.timeout_s and time.monotonic() - started > self._how.timeout_s:
+                    waiting = [number for number in waiting if number == AS_WRITTEN]
+                # The first is alone: it finds whether anything works, and leaves caches filled.
+                while waiting and len(running) < (self._how.parallel if self.trials else 1):
+                    attempt = self._ask(waiting.pop(0), cancelled)
+                    if (twin := self._twin(attempt)) is None:
+                        run_id = listener.started(attempt.number, attempt.params)
+                        running[pool.submit(_try, objective, attempt, run_id)] = attempt
+                    else:
+                        self._finish(attempt, _repeat(twin, attempt), listener)
+                for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
+                    self._finish(running.pop(future), future.result(), listener)
+        finally:
+            cancelled.set()  # what still runs then, nobody waits for: a signal is answered at once
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self, number: int, cancelled: threading.Event) -> Attempt:
         """The next parameters: a function of the seed, the number and the trials finished so far."""

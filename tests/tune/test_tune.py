@@ -123,7 +123,9 @@ def test_a_network_with_pruning_is_trained_by_what_was_found(
     assert best == {"train": {"lr": best["train"]["lr"], "epochs": 30}} and best["train"]["lr"] > 0.01
     epochs = receipts["train"].result["epochs"]
     assert len(epochs) == 30 and "epoch 30/30" in out, "the train stage takes the parameters"
-    assert epochs[-1]["metrics"]["validation_auc"] == trials[best["train"]["lr"]]["value"], "and learns the same network"
+    assert epochs[-1]["metrics"]["validation_auc"] == trials[best["train"]["lr"]]["value"], (
+        "and learns the same network"
+    )
     left = [path.name for path in runs_path("tiny").glob("tune/*/*")]
     assert left == ["trials.json"], "checkpoints of trials are removed"
 
@@ -146,7 +148,9 @@ def test_cross_validation(features: Path) -> None:
 
 
 def test_all_trials_failed(features: Path) -> None:
-    with pytest.raises(DataError, match="LogisticRegression: wanted a trial that ends, seen 2 that failed: .*MLlib refuses"):
+    with pytest.raises(
+        DataError, match="LogisticRegression: wanted a trial that ends, seen 2 that failed: .*MLlib refuses"
+    ):
         run(
             features,
             "tune",
