@@ -127,6 +127,16 @@ class Tune(Section):
         found = {name: dict(space) for name, space in self.spaces.items() if name not in ("model", "train")}
         return found | ({"model": network} if network else {})
 
+    def num_trials(self, space: Mapping[str, Space]) -> int:
+        """Trials of a candidate with that space, beside the config as written."""
+        points = num_points(space)
+        return points if points is not None and self.tries_all(space) else self.trials or DEFAULT_TRIALS
+
+    def tries_all(self, space: Mapping[str, Space]) -> bool:
+        """Whether every point of the space is tried: by a grid, and where there are no more of them than trials."""
+        points = num_points(space)
+        return points is not None and (self.search == "grid" or points <= (self.trials or DEFAULT_TRIALS))
+
 
 def values_of(space: Space) -> list[Any] | None:
     """All values of a parameter, or None where they have no end."""

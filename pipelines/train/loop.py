@@ -172,18 +172,19 @@ class Trainer:
         self.clock.enter("other")
         sums, seconds = tally.reduced(), time.perf_counter() - started
         tally.receipt.compare(sums.rows, sums.row_id_sum, epoch=epoch)
-        if not math.isfinite(sums.loss):
-            raise TrainingError(
-                f"epoch {epoch + 1}: wanted a finite loss, seen {sums.mean_loss()}; lower train.lr, now {self.train.lr:g}, or "
-                "set train.clip_grad_norm"
-            )
         ranks = self._all_times({k: v - loader_seconds[k] for k, v in self.loader.times.seconds.items()})
+        metrics = sums.metrics(self.contract.label) | self._validate()
+        if bad := [name for name, value in {"loss": sums.loss, **metrics}.items() if not math.isfinite(value)]:
+            raise TrainingError(
+                f"epoch {epoch + 1}: wanted a finite {bad[0]}, seen none; lower train.lr, now {self.train.lr:g}, or set "
+                "train.clip_grad_norm"
+            )
         return EpochResult(
             epoch=epoch,
             rows=sums.rows,
             row_id_sum=sums.row_id_sum,
             loss=sums.mean_loss(),
-            metrics=sums.metrics(self.contract.label) | self._validate(),
+            metrics=metrics,
             rows_per_s=sums.rows / seconds,
             data_wait_share=max(times.share("data") for times in ranks),
             ranks=ranks,

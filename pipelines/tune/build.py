@@ -105,9 +105,9 @@ def _digest(given: Given, section: str) -> str:
     else:
         start = next(e.model_dump(mode="json") for e in config.classic if e.estimator == section)
     made_from = {part: digest for part, digest in given.made_from.items() if not part.startswith("config ")}
-    how = [tune.search, tune.folds, tune.prune, config.tune_metric, config.seed]
-    space = {name: _plain(values) for name, values in tune.candidates()[section].items()}
-    return digest_of([made_from, how, start, space])
+    space = tune.candidates()[section]
+    how = [tune.search, tune.tries_all(space), tune.folds, tune.prune, config.tune_metric, config.seed]
+    return digest_of([made_from, how, start, {name: _plain(values) for name, values in space.items()}])
 
 
 def _plain(space: list[Any] | Range) -> Any:

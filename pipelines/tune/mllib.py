@@ -5,7 +5,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from py4j.protocol import Py4JError
+from pyspark import SparkContext
 from pyspark.errors import PySparkException
+from pyspark.ml import Model
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.assemble import VECTOR, assemble
@@ -47,7 +50,7 @@ def objective(given: Given, wanted: Estimator, train: Snapshot, validation: Snap
             try:
                 return _mean(attempt, pairs, estimator, contract, metric=config.tune_metric, seed=config.seed)
             except (PySparkException, Py4JError) as error:
-                raise DataError(f"{name}: {one_line(str(error), limit=9000)}") from None
+                raise DataError(f"{name}: {one_line(str(error), limit=300)}") from None
 
         yield attempted
 
@@ -58,7 +61,7 @@ def _mean(
     """The metric's mean over the pairs."""
     total = 0.0
     for place, pair in enumerate(pairs, 1):
-        model: Any = fit(make_estimator(wanted, contract, seed=seed), pair.fit.select("label", VECTOR))
+        model = without_summary(fit(make_estimator(wanted, contract, seed=seed), pair.fit.select("label", VECTOR)))
         total += _measured(model.transform(pair.measure), contract.label, wanted.estimator, metric)
         attempt.report(place, total / place, is_last=place == len(pairs))
         if attempt.is_pruned:
@@ -66,7 +69,15 @@ def _mean(
     return total / len(pairs)
 
 
-def _measured(scored: Any, label: LabelSpec, name: str, metric: str) -> float:
+def without_summary(model: Model) -> Model:
+    """The model without its training summary, whose session cannot be sent to where the model is applied."""
+    if getattr(model, "hasSummary", False):
+        java: Any = model._java_obj  # type: ignore[attr-defined]
+        java.setSummary(SparkContext._active_spark_context._jvm.scala.Option.empty())  # type: ignore[union-attr]
+    return model
+
+
+def _measured(scored: DataFrame, label: LabelSpec, name: str, metric: str) -> float:
     rows = answers(scored, label, keep=["row_id", "label"])
     rows = rows.withColumns({"candidate": F.lit(name), "split": F.lit("validation")})
     measured = measure(rows, label)[name, "validation"].metrics

@@ -24,7 +24,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipelines.config.tuning import DEFAULT_TRIALS, Range, Space, Tune, num_points, values_of
+from pipelines.config.tuning import Range, Space, Tune, values_of
 from pipelines.errors import HeadraceError, one_line
 from pipelines.receipt import write_json
 
@@ -115,6 +115,7 @@ class Search:
 
     Attributes:
         trials: Those finished, by number.
+        total: How many there will be.
     """
 
     def __init__(
@@ -129,10 +130,7 @@ class Search:
     ) -> None:
         self._space, self._how, self._seed, self._path = space, how, seed, path
         self._as_written, self._maximize = dict(as_written), maximize
-        points = num_points(space)
-        # A space that is no larger than the search is tried whole.
-        self._is_grid = points is not None and (how.search == "grid" or points <= self._wanted)
-        self.total = 1 + (points if self._is_grid and points is not None else self._wanted)
+        self._is_grid, self.total = how.tries_all(space), 1 + how.num_trials(space)
         pruner = optuna.pruners.MedianPruner(PRUNE_AFTER_TRIALS, PRUNE_AFTER_STEPS) if how.prune else None
         self._study = optuna.create_study(
             direction="maximize" if maximize else "minimize", pruner=pruner or optuna.pruners.NopPruner()
@@ -140,10 +138,6 @@ class Search:
         self.trials: dict[int, Trial] = {}
         for value in json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []:
             self._add(Trial.model_validate(value))
-
-    @property
-    def _wanted(self) -> int:
-        return self._how.trials or DEFAULT_TRIALS
 
     def best(self) -> Trial | None:
         """The best complete trial, the first among equals."""
