@@ -1,6 +1,7 @@
 """The section of the search for better parameters."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
@@ -51,7 +52,12 @@ class Range(Section):
 def _list_or_range(value: Any) -> Any:
     if not isinstance(value, list | dict | Range) or value == []:
         raise ValueError(f"wanted a list of values, or {{low: ..., high: ...}}, seen {value!r}")
-    return value
+    return [_number(item) for item in value] if isinstance(value, list) else value
+
+
+def _number(item: Any) -> Any:
+    """YAML 1.1 takes 1e-4, without a point, for text; where a parameter has no type, nobody else mends it."""
+    return float(item) if isinstance(item, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", item) else item
 
 
 Space: TypeAlias = Annotated[

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipelines import session
 from pipelines.config import Config
-from pipelines.errors import DataError
+from pipelines.errors import DataError, TrainingError
 from pipelines.features.fitted import FittedFeatures
 from pipelines.lake import Snapshot
 from pipelines.receipt import digest_of
@@ -81,6 +81,8 @@ def _trained(attempt: Attempt, config: Config, job: TrainJob, *, reports: bool) 
         result, _ = run_job(config, job, on_epoch=on_epoch, should_end=should_end)
     except Ended:
         raise Pruned from None
+    except TrainingError as error:
+        raise TrainingError(str(error).partition("; the ranks' log")[0]) from None  # which goes with the folder
     finally:
         if not attempt.cancelled.is_set():  # an interrupted trial goes on from its checkpoint
             rmtree(job.folder, ignore_errors=True)

@@ -61,6 +61,11 @@ def test_values_of_a_range() -> None:
     assert num_points({"x": Range(low=1, high=3), "y": [[1], [2]]}) == 6
 
 
+def test_a_number_without_a_point_is_a_number() -> None:
+    config = load_config("conf/digits.yaml", ["tune={spaces: {LogisticRegression: {regParam: [1e-4, 0.1]}}}"])
+    assert config.tune is not None and config.tune.spaces["LogisticRegression"]["regParam"] == [1e-4, 0.1]
+
+
 def test_what_was_found_stands_in_the_sections() -> None:
     config = load_config("conf/digits.yaml")
     best = {
