@@ -1,6 +1,11 @@
 """What a search cannot try is refused when the config is read."""
 
+import json
+import re
+from pathlib import Path
+
 import pytest
+import yaml
 
 from pipelines.config import load_config
 from pipelines.config.tuning import Range, num_points
@@ -77,3 +82,9 @@ def test_what_was_found_stands_in_the_sections() -> None:
     assert tuned.classic[0].params == {"maxIter": 50, "regParam": 0.5} and tuned.classic[1] == config.classic[1]
     assert tuned.model is not None and tuned.model.params == {"channels": [8], "hidden": 64, "dropout": 0.2}
     assert tuned.train.optimizer.params == {"weight_decay": 0.1} and tuned.train.lr == config.train.lr
+
+
+def test_the_documented_example_is_one() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", Path("docs/tuning.md").read_text(), re.S)
+    config = load_config("conf/adult.yaml", [f"tune={json.dumps(yaml.safe_load(block)['tune'])}"])
+    assert config.tune is not None and list(config.tune.candidates()) == ["GBTClassifier", "model"]
