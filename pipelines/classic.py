@@ -58,8 +58,11 @@ def build(given: Given) -> Made:
         for wanted in config.classic:
             with spark_progress(spark, f"classic: {wanted.estimator}"):
                 estimator = make_estimator(wanted, snapshot.contract, seed=config.seed, is_weighted=bool(weights))
-                rows = _rows(spark, wanted, snapshots, weights)
-                model, seconds = _fit(estimator, rows)
+                rows = {
+                    split: assemble(read_table(spark, snapshots[split]), snapshot.contract, estimator=wanted.estimator)
+                    for split in ("train", *(["validation"] if wanted.stops_early else []))
+                }
+                model, seconds = _fit(estimator, rows_to_fit(wanted, rows["train"], rows.get("validation"), weights))
             refs.append(_log(model, wanted, given, snapshot, seconds))
             lines.append(f"{wanted.estimator} fitted on {snapshot.rows:,} rows in {seconds:.1f} s")
     return Made(
@@ -78,19 +81,23 @@ def checkpoints(spark: SparkSession, scratch: Path) -> Iterator[None]:
         yield
 
 
-def _rows(
-    spark: SparkSession, wanted: Estimator, snapshots: dict[str, Snapshot], weights: Sequence[float]
-) -> DataFrame:
-    """What the estimator is fitted on: training rows, and those of validation where it stops early."""
-    snapshot = snapshots["train"]
-    assert snapshot.contract is not None, "a feature table carries its contract"
-    rows = read_table(spark, snapshot).withColumn(_WATCHED, F.lit(False))
+def rows_to_fit(wanted: Estimator, train: DataFrame, watched: DataFrame | None, weights: Sequence[float]) -> DataFrame:
+    """What the estimator is fitted on.
+
+    Args:
+        wanted: The estimator.
+        train: With `label` and `VECTOR`.
+        watched: Likewise, the rows on which it stops early, where it does.
+        weights: Of each class; empty where all weigh the same.
+    """
+    rows = train.select("label", VECTOR)
     if wanted.stops_early:
-        rows = rows.unionByName(read_table(spark, snapshots["validation"]).withColumn(_WATCHED, F.lit(True)))
-    if weights:
-        rows = rows.withColumn(_WEIGHT, F.get(F.array(*map(F.lit, weights)), F.col("label").cast("int")))
-    kept = ["label", VECTOR, *([_WATCHED] if wanted.stops_early else []), *([_WEIGHT] if weights else [])]
-    return assemble(rows, snapshot.contract, estimator=wanted.estimator).select(*kept)
+        assert watched is not None, "refused where there is no validation split"
+        others = watched.select("label", VECTOR).withColumn(_WATCHED, F.lit(True))
+        rows = rows.withColumn(_WATCHED, F.lit(False)).unionByName(others)
+    return (
+        rows.withColumn(_WEIGHT, F.get(F.array(*map(F.lit, weights)), F.col("label").cast("int"))) if weights else rows
+    )
 
 
 def make_estimator(

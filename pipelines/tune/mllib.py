@@ -12,7 +12,8 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.assemble import VECTOR, assemble
-from pipelines.classic import checkpoints, fit, make_estimator
+from pipelines.classic import checkpoints, fit, make_estimator, rows_to_fit
+from pipelines.config import Config
 from pipelines.config.learning import Estimator
 from pipelines.config.tuning import with_values
 from pipelines.errors import DataError, one_line
@@ -48,21 +49,20 @@ def objective(given: Given, wanted: Estimator, train: Snapshot, validation: Snap
         def attempted(attempt: Attempt) -> float:
             estimator = with_values(wanted, attempt.params)
             try:
-                return _mean(attempt, pairs, estimator, contract, metric=config.tune_metric, seed=config.seed)
+                return _mean(attempt, pairs, estimator, contract, config)
             except (PySparkException, Py4JError) as error:
                 raise DataError(f"{name}: {one_line(str(error), limit=300)}") from None
 
         yield attempted
 
 
-def _mean(
-    attempt: Attempt, pairs: list[Pair], wanted: Estimator, contract: Contract, *, metric: str, seed: int
-) -> float:
-    """The metric's mean over the pairs."""
-    total = 0.0
+def _mean(attempt: Attempt, pairs: list[Pair], wanted: Estimator, contract: Contract, config: Config) -> float:
+    """The metric's mean over the pairs. One that stops early watches the rows that it is measured on."""
+    total, weights = 0.0, contract.label.weights(config.class_weights)
+    estimator = make_estimator(wanted, contract, seed=config.seed, is_weighted=bool(weights))
     for place, pair in enumerate(pairs, 1):
-        model = without_summary(fit(make_estimator(wanted, contract, seed=seed), pair.fit.select("label", VECTOR)))
-        total += _measured(model.transform(pair.measure), contract.label, wanted.estimator, metric)
+        model = without_summary(fit(estimator, rows_to_fit(wanted, pair.fit, pair.measure, weights)))
+        total += _measured(model.transform(pair.measure), contract.label, wanted.estimator, config.tune_metric)
         attempt.report(place, total / place, is_last=place == len(pairs))
         if attempt.is_pruned:
             raise Pruned
