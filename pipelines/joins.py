@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 from pipelines.config.data import Join, Source, Table
 from pipelines.errors import DataError
 from pipelines.session import size_shuffles
-from pipelines.sources.files import data_files, raw_files, root_of
+from pipelines.sources.files import raw_files, root_of
 
 _DAY_S = 86_400
 
@@ -29,7 +29,8 @@ def join_as_of(rows: DataFrame, source: Source) -> DataFrame:
         DataError: A row of a joined table does not fit its schema.
     """
     if source.joins:
-        files = [file for table in (source, *[join.table for join in source.joins]) for file in data_files(table)]
+        tables = [source, *[join.table for join in source.joins]]
+        files = [file for table in tables for group in raw_files(table).values() for file in group]
         size_shuffles(rows.sparkSession, sum(file.stat().st_size for file in files))
     for join in source.joins:
         rows = _as_of(rows, _read(rows.sparkSession, join.table), join)
@@ -38,12 +39,15 @@ def join_as_of(rows: DataFrame, source: Source) -> DataFrame:
 
 def joined_tables(joins: Sequence[Join]) -> list[dict[str, Any]]:
     """What was joined, for the receipt: each table's files, or its version where it is a Delta table."""
-    found = []
-    for join in joins:
-        paths = [path for group in raw_files(join.table).values() for path in group]
-        is_delta = join.table.format == "delta"
-        versions = [join.table.options.get("version", DeltaTable(str(p)).version()) for p in paths] if is_delta else []
-        found.append({"paths": [str(path) for path in paths], "versions": versions})
+    found: list[dict[str, Any]] = []
+    for table in (join.table for join in joins):
+        if table.format == "delta":
+            paths = list(table.paths)
+            versions = [table.options.get("version", DeltaTable(path).version()) for path in paths]
+        else:
+            paths = [str(path) for group in raw_files(table).values() for path in group]
+            versions = []
+        found.append({"paths": paths, "versions": versions})
     return found
 
 

@@ -89,14 +89,19 @@ def write_json(path: Path, value: Any) -> None:
         raise
 
 
-def files_digest(files: Iterable[Path], *, root: Path) -> str:
-    """A digest of raw files: relative path, size, and content hash, or modification time above a size limit."""
-    entries = []
+def file_marks(files: Iterable[Path], *, root: Path) -> dict[str, str]:
+    """By relative path what names a raw file's content: size and hash, or modification time above a size limit."""
+    marks = {}
     for file in sorted(files):
         stat = file.stat()
         mark = content_hash(file) if stat.st_size <= HASHED_BYTES else f"mtime {stat.st_mtime_ns}"
-        entries.append([os.path.relpath(file, root), stat.st_size, mark])
-    return digest_of(entries)
+        marks[os.path.relpath(file, root)] = f"{stat.st_size} {mark}"
+    return marks
+
+
+def files_digest(files: Iterable[Path], *, root: Path) -> str:
+    """A digest of raw files, by their marks."""
+    return digest_of(file_marks(files, root=root))
 
 
 def modules_digest(modules: Iterable[str]) -> dict[str, str]:

@@ -17,11 +17,13 @@ import yaml
 
 from pipelines import tracking
 from pipelines.config import Config
+from pipelines.config.checks import Reference
+from pipelines.config.data import Table
 from pipelines.errors import ConfigError, LakeError
 from pipelines.lake import receipt_path, runs_path, scratch_path
 from pipelines.progress import say
 from pipelines.receipt import Receipt, changed, digest_of, files_digest, modules_digest, read_receipt, write_json
-from pipelines.sources.files import data_files, root_of
+from pipelines.sources.files import named_files, raw_files, root_of
 from pipelines.stage import Given
 
 
@@ -90,7 +92,7 @@ def _run_stage(config: Config, name: str, parent: "_Parent") -> Receipt:
     digest = digest_of(made_from)
     path = receipt_path(config.workload, name)
     before = read_receipt(path)
-    why = _why_run(before, made_from)
+    why = _why_run(before, made_from) or (_why_stale(config, before) if name == "ingest" and before else "")
     if before and not why:
         say(f"{name:<9} up to date ({before.seconds:.1f} s when it ran)")
         return before
@@ -148,10 +150,12 @@ def depends_on(config: Config, name: str, inputs: dict[str, Receipt]) -> dict[st
     parts |= {f"module {module}": sha for module, sha in modules_digest(modules).items()}
     if name == "ingest" or (name == "score" and config.score.paths):
         source = config.source.model_copy(update={"paths": config.score.paths} if name == "score" else {})
-        parts["raw files"] = files_digest(data_files(source), root=root_of(source))
-        if tables := [join.table for join in source.joins]:
-            joined = [files_digest(data_files(table), root=root_of(table)) for table in tables]
-            parts["joined files"] = digest_of(joined)
+        parts["raw files"] = _files_digest(source)
+        if joins := source.joins:
+            parts["joined files"] = digest_of([_files_digest(join.table) for join in joins])
+    if name == "ingest":
+        references = [check.reference for check in config.source.checks if check.reference]
+        parts |= {f"reference {reference.table}": _reference_digest(reference) for reference in references}
     if name in ("evaluate", "score"):
         champion = tracking.champion(config.workload, alias=config.score.alias if name == "score" else "champion")
         parts["champion"] = f"version {champion.version}" if champion else "none"
@@ -171,6 +175,16 @@ def _named_modules(config: Config, name: str) -> list[str]:
     return []
 
 
+def _files_digest(table: Table) -> str:
+    files = [file for group in raw_files(table).values() for file in group]
+    return files_digest(files, root=root_of(table))
+
+
+def _reference_digest(reference: Reference) -> str:
+    files = named_files([reference.table], reference.format, key="source.checks: reference")
+    return files_digest(files, root=Path(os.path.commonpath(files)))
+
+
 def _why_run(before: Receipt | None, made_from: dict[str, str]) -> str:
     """Why the stage must run, or nothing where it is up to date."""
     if before is None:
@@ -185,6 +199,16 @@ def _why_run(before: Receipt | None, made_from: dict[str, str]) -> str:
         now = tracking.champion(before.workload)
         if now is None or now.version != before.result["version"]:
             return f"the champion is {f'version {now.version}' if now else 'gone'}"
+    return ""
+
+
+def _why_stale(config: Config, ingested: Receipt) -> str:
+    """Which rows grew too old since the stage ran; it then fails on them where the config wants that."""
+    for check in config.source.checks:
+        if check.freshness and check.consequence == "fail":
+            newest = ingested.result["newest"][check.freshness.column]
+            if newest is not None and not check.freshness.allows(newest, now=time.time()):
+                return f"the newest {check.freshness.column} is over {check.freshness.max_hours:g} hours old"
     return ""
 
 

@@ -3,9 +3,11 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.parquet as pq
 from deltalake import DeltaTable, Schema
@@ -57,7 +59,79 @@ def write_table(
         writer = writer.option("compression", compression)
     with spark_progress(rows.sparkSession, what):
         writer.save(str(path))
-    return _pinned(path, seen.get["rows"], seen.get["row_id_sum"])
+    return pinned(path, seen.get["rows"], seen.get["row_id_sum"])
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Parquet files that were written and belong to no table yet.
+
+    Attributes:
+        folder: Where they lie.
+        schema: That of the tables to be.
+    """
+
+    folder: Path
+    schema: Schema
+
+    def commit(
+        self,
+        path: Path,
+        *,
+        metadata: dict[str, Any],
+        mode: Literal["append", "overwrite"] = "overwrite",
+        part: str = "",
+    ) -> None:
+        """Move the files, or those of a part, into the folder of the Delta table, and make them its next version.
+
+        Args:
+            path: The table's folder; made where it is missing.
+            metadata: JSON that becomes the commit's `userMetadata`, atomic with the rows.
+            mode: Whether the rows come to those of the version before, or take their place.
+            part: A folder of a partition.
+        """
+        path.mkdir(parents=True, exist_ok=True)
+        added: list[Any] = []
+        for file in sorted((self.folder / part).glob("*.parquet")):
+            if not (rows := pq.read_metadata(file).num_rows):
+                continue
+            file.rename(path / file.name)
+            status = (path / file.name).stat()
+            stats = json.dumps({"numRecords": rows})
+            added.append(AddAction(file.name, status.st_size, {}, int(status.st_mtime * 1000), True, stats))
+        properties = CommitProperties(custom_metadata={"userMetadata": json.dumps(metadata)})
+        table = DeltaTable(str(path)) if DeltaTable.is_deltatable(str(path)) else None
+        if table is not None and table.schema() == self.schema and not table.metadata().partition_columns:
+            table.create_write_transaction(added, mode, self.schema, commit_properties=properties)
+        else:
+            assert mode == "overwrite" or table is None
+            create_table_with_add_actions(str(path), self.schema, added, mode="overwrite", commit_properties=properties)
+
+
+@contextmanager
+def staged(
+    rows: DataFrame, *, scratch: Path, what: str, compression: str | None = None, partition_by: str | None = None
+) -> Iterator[Staged]:
+    """Write `rows` to files that wait to be looked at and committed; what is not committed is removed.
+
+    Args:
+        rows: What to write.
+        scratch: A folder in the tables' file system, which all nodes see.
+        what: Named in the progress.
+        compression: Codec of the files; Spark's own by default.
+        partition_by: A column whose values become folders, and which the tables do not have.
+    """
+    staging = Path(tempfile.mkdtemp(dir=scratch))
+    try:
+        writer = rows.write.mode("overwrite")
+        writer = writer.option("compression", compression) if compression is not None else writer
+        writer = writer.partitionBy(partition_by) if partition_by is not None else writer
+        with spark_progress(rows.sparkSession, what):
+            writer.parquet(str(staging / "files"))
+        kept = rows.drop(partition_by) if partition_by is not None else rows
+        yield Staged(staging / "files", Schema.from_json(_nullable(kept.schema.json())))
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def write_tables(
@@ -90,45 +164,21 @@ def write_tables(
     for place in range(len(paths)):
         row_id = F.when(F.col(TABLE) == place, F.col("row_id").cast("decimal(20,0)"))
         asked += [F.count(row_id).alias(f"rows {place}"), F.sum(row_id).alias(f"row_id_sum {place}")]
-    staging = Path(tempfile.mkdtemp(dir=scratch))
-    try:
-        with spark_progress(rows.sparkSession, what):
-            writer = rows.observe(seen, *asked).write.mode("overwrite").option("compression", compression)
-            writer.partitionBy(TABLE).parquet(str(staging / "files"))
-        schema = Schema.from_json(_nullable(rows.drop(TABLE).schema.json()))
+    observed = rows.observe(seen, *asked)
+    with staged(observed, scratch=scratch, what=what, compression=compression, partition_by=TABLE) as files:
         snapshots = []
         for place, path in enumerate(paths):
-            files = sorted((staging / "files" / f"{TABLE}={place}").glob("*.parquet"))
-            _commit(path, files, schema, json.dumps(metadata))
-            snapshots.append(_pinned(path, seen.get[f"rows {place}"], seen.get[f"row_id_sum {place}"]))
+            files.commit(path, metadata=metadata, part=f"{TABLE}={place}")
+            snapshots.append(pinned(path, seen.get[f"rows {place}"], seen.get[f"row_id_sum {place}"]))
         return snapshots
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
-def _pinned(path: Path, rows: int, row_id_sum: Any) -> Snapshot:
+def pinned(path: Path, rows: int, row_id_sum: Any) -> Snapshot:
     """The Snapshot of what was just written, which must be the rows that were observed."""
     snapshot = Snapshot.open(path, row_id_sum=int(row_id_sum or 0))
     if snapshot.rows != rows:
         raise LakeError(f"{path}: {rows} rows were written, but the files hold {snapshot.rows}")
     return snapshot
-
-
-def _commit(path: Path, files: Sequence[Path], schema: Schema, user_metadata: str) -> None:
-    """Move the files into the table's folder, and make them its next version."""
-    path.mkdir(parents=True, exist_ok=True)
-    added: list[Any] = []
-    for file in files:
-        stats = json.dumps({"numRecords": pq.read_metadata(file).num_rows})
-        file.rename(path / file.name)
-        status = (path / file.name).stat()
-        added.append(AddAction(file.name, status.st_size, {}, int(status.st_mtime * 1000), True, stats))
-    properties = CommitProperties(custom_metadata={"userMetadata": user_metadata})
-    table = DeltaTable(str(path)) if DeltaTable.is_deltatable(str(path)) else None
-    if table is not None and table.schema() == schema and not table.metadata().partition_columns:
-        table.create_write_transaction(added, "overwrite", schema, commit_properties=properties)
-    else:
-        create_table_with_add_actions(str(path), schema, added, mode="overwrite", commit_properties=properties)
 
 
 def _nullable(schema: str) -> str:

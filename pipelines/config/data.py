@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from pipelines.config import catalog
 from pipelines.config.base import DottedPath, Name, Positive, Section, Share, Strings, known_name, nearest
+from pipelines.config.checks import Check, check_columns
 
 COLUMN_TYPES = ("int", "bigint", "float", "double", "string", "boolean", "date", "timestamp", "binary")
 _COLUMN_TYPE = re.compile(
@@ -148,12 +149,14 @@ class Source(Table):
     max_rejected: Share = Field(
         default=0.0, description="The share of rows that may be rejected before the stage fails."
     )
+    checks: list[Check] = Field(default=[], description="What rows and the table must satisfy; see docs/quality.md.")
     joins: list[Join] = Field(default=[], description="Tables whose latest row before each row's time is joined to it.")
 
     @model_validator(mode="after")
     def _key(self) -> "Source":
         for column in self.key:
             known_name("key: a column of the schema", column, list(self.columns))
+        check_columns(self.checks, self.columns)
         return self
 
     @model_validator(mode="after")

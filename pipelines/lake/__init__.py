@@ -3,7 +3,7 @@
 from pipelines.lake.contract import CONTRACT_KEY, Column, Contract, LabelSpec
 from pipelines.lake.paths import events_path, receipt_path, runs_path, scratch_path, table_path
 from pipelines.lake.row_ids import ROW_ID, UINT64
-from pipelines.lake.snapshot import File, Snapshot
+from pipelines.lake.snapshot import File, Snapshot, commit_metadata
 
 __all__ = [
     "CONTRACT_KEY",
@@ -14,6 +14,7 @@ __all__ = [
     "File",
     "LabelSpec",
     "Snapshot",
+    "commit_metadata",
     "events_path",
     "receipt_path",
     "runs_path",

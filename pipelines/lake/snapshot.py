@@ -4,6 +4,7 @@ A Snapshot is read from the Delta log and the Parquet footers without a JVM, and
 https://github.com/delta-io/delta/blob/master/PROTOCOL.md
 """
 
+import contextlib
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -193,14 +194,22 @@ def _read_footers(table: Path, delta: DeltaTable) -> list[File]:
 
 def _read_contract(table: Path, version: int) -> Contract | None:
     """The contract in the commit that wrote the version, if it left one."""
+    contract = commit_metadata(table, version).get(CONTRACT_KEY)
+    return Contract.model_validate(contract) if contract else None
+
+
+def commit_metadata(table: Path, version: int) -> dict[str, Any]:
+    """The JSON in the `userMetadata` of the commit that made the version; empty where there is none."""
     log = table / "_delta_log" / f"{version:020}.json"
     if not log.is_file():  # removed by log clean-up, or written by another tool
-        return None
+        return {}
     for line in log.read_text(encoding="utf-8").splitlines():
         info: Mapping[str, Any] = json.loads(line).get("commitInfo") or {}
-        if CONTRACT_KEY in (info.get("userMetadata") or ""):
-            return Contract.model_validate(json.loads(info["userMetadata"])[CONTRACT_KEY])
-    return None
+        with contextlib.suppress(ValueError):  # another tool's
+            metadata = json.loads(info.get("userMetadata") or "{}")
+            if isinstance(metadata, dict) and metadata:
+                return metadata
+    return {}
 
 
 def _int64_columns(delta: DeltaTable) -> set[str]:

@@ -10,6 +10,7 @@ from pipelines.config.data import Table
 from pipelines.errors import DataError
 from pipelines.sources.lines import numbered_lines
 from pipelines.sources.reasons import first_reason, not_finite
+from pipelines.sources.schema import differences
 
 _CORRUPT = "_corrupt"
 
@@ -54,8 +55,18 @@ def read(spark: SparkSession, source: Table, files: Sequence[Path], root: Path) 
 
 
 def _check_headers(lines: DataFrame, wanted: list[str], options: dict[str, str]) -> None:
-    names = F.from_csv("_raw", ", ".join(f"_{i} string" for i in range(len(wanted) + 1)), options)
-    for row in lines.where(F.col("_line") == 1).select("_file", names.alias("names")).collect():
-        seen = [str(name).strip() for name in row["names"] if name is not None]
-        if seen != wanted:
-            raise DataError(f"{row['_file']}: header: wanted {', '.join(wanted)}, seen {', '.join(seen)}")
+    """Refuse headers that are not the declared columns; where files disagree, one of each kind is named."""
+    places = 2 * len(wanted) + 10  # of which the columns that are too many show themselves
+    names = F.from_csv("_raw", ", ".join(f"_{i} string" for i in range(places)), options)
+    headers = lines.where(F.col("_line") == 1).select("_file", names.alias("names")).orderBy("_file").collect()
+    seen = {row["_file"]: [str(name).strip() for name in row["names"] if name is not None] for row in headers}
+    wrong = [file for file, header in seen.items() if header != wanted]
+    if not wrong:
+        return
+    right = next((f" as {file} has them" for file in seen if file not in wrong), "")
+    found = differences(dict.fromkeys(wanted, ""), dict.fromkeys(seen[wrong[0]], "")) or ["a column twice"]
+    more = f" (and {len(wrong) - 1} more files, as {wrong[1]})" if len(wrong) > 1 else ""
+    raise DataError(
+        f"{wrong[0]}{more}: header: wanted {', '.join(wanted)}{right}, seen {', '.join(seen[wrong[0]])}: "
+        f"{', '.join(found)}; mend the file or source.schema"
+    )

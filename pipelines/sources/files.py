@@ -15,7 +15,8 @@ _GLOB = re.compile(r"[*?\[]")
 def raw_files(source: Table) -> dict[str, list[Path]]:
     """The files of each split, sorted; one entry named '' where the paths name no splits.
 
-    A source with `prepare` has its files made first, where they are missing.
+    A source with `prepare` has its files made first, where they are missing. A Delta table's are the Parquet files of
+    the version that `options.version` pins, or of the latest.
 
     Raises:
         DataError: A path names no file.
@@ -24,22 +25,26 @@ def raw_files(source: Table) -> dict[str, list[Path]]:
         module, _, function = source.prepare.partition(":")
         getattr(import_module(module), function)(root_of(source))
     paths = source.paths if isinstance(source.paths, dict) else {"": source.paths}
-    return {split: _resolve(patterns, source.format) for split, patterns in paths.items()}
+    version = source.options.get("version")
+    pin = None if version is None else int(version)
+    return {split: named_files(patterns, source.format, version=pin) for split, patterns in paths.items()}
 
 
-def data_files(table: Table) -> list[Path]:
-    """The files that hold the rows: those of the pinned version where they are Delta tables.
+def named_files(patterns: list[str], what: str, *, version: int | None = None, key: str = "source.paths") -> list[Path]:
+    """The files that paths, folders or globs name, sorted; of a Delta table those of a version.
+
+    `what` is their format, `key` where the config names them.
 
     Raises:
         DataError: A path names no file.
-        LakeError: A table cannot be pinned.
+        LakeError: A Delta table cannot be pinned (see `Snapshot.open`).
     """
-    files = [file for group in raw_files(table).values() for file in group]
-    if table.format == "delta":
-        from pipelines.sources.delta import pinned_files
+    named = _resolve(patterns, what, key)
+    if what != "delta":
+        return named
+    from pipelines.lake import Snapshot
 
-        files = pinned_files(table, files)
-    return files
+    return [file for table in named for file in Snapshot.open(table, version=version, row_id_sum=0).paths()]
 
 
 def root_of(source: Table) -> Path:
@@ -56,7 +61,7 @@ def _all_there(source: Table) -> bool:
     return all(glob.glob(pattern, recursive=True) for pattern in patterns)
 
 
-def _resolve(patterns: list[str], what: str) -> list[Path]:
+def _resolve(patterns: list[str], what: str, key: str) -> list[Path]:
     found: list[Path] = []
     for pattern in patterns:
         path = _absolute(pattern)
@@ -68,7 +73,7 @@ def _resolve(patterns: list[str], what: str) -> list[Path]:
             matches = [_absolute(p) for p in sorted(glob.glob(pattern, recursive=True)) if Path(p).is_file()]
         if not matches:
             raise DataError(
-                f"source.paths: wanted {what} files at {path}, seen none; check the path, or set HEADRACE_DATA to the "
+                f"{key}: wanted {what} files at {path}, seen none; check the path, or set HEADRACE_DATA to the "
                 "folder of the data sets"
             )
         found += matches

@@ -13,6 +13,7 @@ from pipelines.config.data import Table
 from pipelines.errors import DataError, one_line
 from pipelines.sources.lines import relative_path
 from pipelines.sources.reasons import first_reason, not_finite
+from pipelines.sources.schema import differences
 
 
 def read(spark: SparkSession, source: Table, files: Sequence[Path], root: Path) -> DataFrame:
@@ -21,8 +22,7 @@ def read(spark: SparkSession, source: Table, files: Sequence[Path], root: Path) 
     Raises:
         DataError: A file is not Parquet, lacks a column, or has it in another type.
     """
-    for file in files:
-        _check_schema(file, source.columns)
+    _check_schemas(files, source.columns)
     return (
         spark.read.parquet(*[str(file) for file in files])
         .select(
@@ -35,17 +35,45 @@ def read(spark: SparkSession, source: Table, files: Sequence[Path], root: Path) 
     )
 
 
-def _check_schema(file: Path, columns: dict[str, str]) -> None:
-    try:
-        schema = pq.read_schema(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{file}: wanted a Parquet file: {one_line(str(error), limit=160)}") from None
+def undeclared(files: Sequence[Path], columns: dict[str, str]) -> list[str]:
+    """What a user should know of columns that are not declared, and so are left out."""
+    found: dict[str, list[str]] = {}
+    for file in files:
+        for name in _schema(file).names:
+            if name not in columns:
+                found.setdefault(name, []).append(file.name)
+    return [
+        f"left out: column {name!r} of {'all' if len(holders) == len(files) else f'{len(holders):,} of {len(files):,}'} "
+        f"files, as {holders[0]}; source.schema does not name it"
+        for name, holders in found.items()
+    ]
+
+
+def _check_schemas(files: Sequence[Path], columns: dict[str, str]) -> None:
+    """Refuse files without the declared columns; where files disagree, one of each kind is named."""
+    misfits = {file: misfit for file in files if (misfit := _misfit(_schema(file), columns))}
+    for file, misfit in misfits.items():
+        right = next((f"; {other.name} has what is declared" for other in files if other not in misfits), "")
+        more = f" (and {len(misfits) - 1} more files)" if len(misfits) > 1 else ""
+        raise DataError(f"{file}{more}: {misfit}{right}; mend the file or source.schema")
+
+
+def _misfit(schema: pa.Schema, columns: dict[str, str]) -> str:
+    """What is wrong with a file's columns, or nothing."""
     for name, dtype in columns.items():
         if name not in schema.names:
-            raise DataError(f"{file}: wanted a column {name!r}, seen {', '.join(schema.names)}")
-        seen = schema.field(name).type
-        if not _fits(seen, dtype):
-            raise DataError(f"{file}: column {name!r}: wanted {dtype}, seen {seen}")
+            found = differences(dict.fromkeys(columns, ""), dict.fromkeys(schema.names, ""), in_order=False)
+            return f"wanted a column {name!r}, seen {', '.join(schema.names)}: {', '.join(found)}"
+        if not _fits(schema.field(name).type, dtype):
+            return f"column {name!r}: wanted {dtype}, seen {schema.field(name).type}"
+    return ""
+
+
+def _schema(file: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{file}: wanted a Parquet file: {one_line(str(error), limit=160)}") from None
 
 
 def _fits(seen: pa.DataType, dtype: str) -> bool:
