@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYSPARK_PYTHON ?= $(CURDIR)/$(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help doctor setup demo run plan profile layout audit $(STAGES) leaderboard rollback clean ui test test-faults check check-fast format docs bench bench-loader
+.PHONY: help doctor setup demo run plan profile layout audit $(STAGES) leaderboard rollback clean ui test test-faults check check-fast format docs bench bench-loader bench-features
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z$$()A-Z -]+:.*## / {sub(/\$$\(STAGES\)/, "<stage>", $$1); printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,3 +88,6 @@ bench: $(STAMP)  ## Speed and memory, as ratios; tables in build/bench
 
 bench-loader: $(STAMP)  ## Loaders side by side, and what the lanes promise
 	@$(BIN)/python -m benchmarks.loader $(ARGS)
+
+bench-features: $(STAMP)  ## The features stage against its peers, and as rows grow (ARGS="--rows 20000")
+	@$(BIN)/python -m benchmarks.features $(ARGS)

@@ -6,30 +6,17 @@ Every loader reads in a process of its own, the same files where it can; medians
 Headrace and pyarrow, whose ratios are near 1, take turns.
 """
 
-import json
-import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
+from benchmarks.apart import run
 from benchmarks.loader_tables import ROWS, TABLES, path_of
 from benchmarks.peers import REQUIREMENTS, python_of
-from benchmarks.report import FOLDER, Figure, at_least, at_most, report
+from benchmarks.report import Figure, at_least, at_most, report
 
 EPOCHS = 5
-
-
-def run(module: str, *arguments: object, python: str = sys.executable) -> Any:
-    """The JSON that a module of the benchmarks prints last, run in a process of its own."""
-    environment = os.environ | {"PYTHONPATH": str(FOLDER.parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [python, "-m", module, *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def rate(reader: str, table: Path, *, epochs: int = EPOCHS, python: str = sys.executable) -> float:

@@ -24,6 +24,7 @@ from pipelines.lake import receipt_path, runs_path, scratch_path
 from pipelines.progress import say
 from pipelines.receipt import Receipt, changed, digest_of, files_digest, modules_digest, read_receipt, write_json
 from pipelines.sources.files import named_files, raw_files, root_of
+from pipelines.sources.prepare import prepare
 from pipelines.stage import Given
 
 
@@ -85,6 +86,8 @@ def run_stages(config: Config, names: Sequence[str]) -> dict[str, Receipt]:
 
 def _run_stage(config: Config, name: str, parent: "_Parent") -> Receipt:
     stage = STAGES[name]
+    if name == "ingest":
+        prepare(config)
     inputs = _inputs(config, name)
     if tuned := inputs.pop("tune", None):  # what it found stands in the stage's own sections, whose digests tell of it
         config = config.tuned(tuned.result["best"])
@@ -167,7 +170,7 @@ def _named_modules(config: Config, name: str) -> list[str]:
     if name in ("ingest", "score"):
         tables = [config.source, *[join.table for join in config.source.joins]]
         named = [f"pipelines.sources.{table.format}" for table in tables]
-        return named + [table.prepare.partition(":")[0] for table in tables if table.prepare]
+        return named + [table.prepare.function.partition(":")[0] for table in tables if table.prepare]
     if name in ("train", "tune") and config.model:
         from pipelines.models.names import network_path
 

@@ -24,7 +24,4 @@ def digits(folder: Path) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_bytes(gzip.compress(content, mtime=0))
-    temporary.replace(path)
+    path.write_bytes(gzip.compress(content, mtime=0))

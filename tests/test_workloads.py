@@ -15,7 +15,8 @@ from tests.small_data import copy_small
 from tests.stages import features_of, run
 
 WORKLOADS = sorted((ROOT / "conf").glob("*.yaml"))
-BUNDLED = ("digits", "libsvm")  # their data comes with an installed package
+BUNDLED = ("ctr", "digits", "libsvm")  # their data is made, or comes with an installed package
+SMALL = {"ctr": ("source.prepare.rows=1000", "features.inputs.ids.steps=[{vocabulary: {max_size: 20}}]")}
 QUICK = ("train.epochs=1", "gate.require={}", "train.early_stopping=null", "train.launcher=torchrun")
 
 
@@ -55,7 +56,7 @@ def test_its_whole_chain_runs(
         if key in estimator.params
     ]
     ranks = [] if path.stem in BUNDLED or load_config(path).model is None else ["train.ranks=1"]
-    receipts = run(path, overrides=(*QUICK, *classic, *ranks))
+    receipts = run(path, overrides=(*QUICK, *SMALL.get(path.stem, ()), *classic, *ranks))
     config = load_config(path)
     assert list(receipts) == declared(config)
     rows = receipts["ingest"].rows

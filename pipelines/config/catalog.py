@@ -52,6 +52,7 @@ _FACTORS = (
 ESTIMATORS: dict[str, tuple[str, ...]] = {
     "DecisionTreeClassifier": (*_TREE, "thresholds"),
     "DecisionTreeRegressor": _TREE,
+    "FMClassifier": (*_FACTORS, "thresholds"),
     "FMRegressor": _FACTORS,
     "GBTClassifier": (*_BOOSTED, "thresholds"),
     "GBTRegressor": _BOOSTED,
@@ -135,7 +136,8 @@ SCHEDULES: dict[str, tuple[str, ...]] = {
 # The built-in networks with the constructor parameters that a config may set.
 NETWORKS: dict[str, tuple[str, ...]] = {
     "cnn": ("channels", "hidden", "dropout"),
-    "deep_and_cross": ("embedding_dim", "cross_layers", "hidden", "dropout"),
+    "deep_and_cross": ("embedding_dim", "embedding_std", "cross_layers", "hidden", "dropout"),
+    "dlrm": ("embedding_dim", "embedding_std", "bottom", "hidden", "dropout"),
     "mlp": ("embedding_dim", "hidden", "dropout"),
     "softmax": (),
 }

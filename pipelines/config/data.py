@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from pipelines.config import catalog
 from pipelines.config.base import DottedPath, Name, Positive, Section, Share, Strings, known_name, nearest
@@ -14,6 +14,7 @@ _COLUMN_TYPE = re.compile(
     r"^(?:int|bigint|float|double|string|boolean|date|timestamp|binary"
     r"|array<(?:int|bigint|float|double|string)>|sparse\([1-9]\d*\))$"
 )
+_PLACE = re.compile(r"\{(\w+)\}")
 NUMERIC = ("int", "bigint", "float", "double")
 RESERVED_COLUMNS = ("row_id", "label")
 
@@ -46,13 +47,53 @@ def _as_mapping(value: Any) -> Any:
     return {name: name for name in names} if isinstance(names, list) else names
 
 
+class Prepare(Section):
+    """A function that makes the raw files, with parameters of its own; a bare `module:name` stands for none."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    __pydantic_extra__: dict[str, str | bool | int | float]
+
+    function: DottedPath = Field(
+        description="`module:name`. It writes the raw files into the folder that is its first argument; one that takes "
+        "`spark` is given the session."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_path(cls, value: Any) -> Any:
+        return {"function": value} if isinstance(value, str) else value
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The function's parameters as written."""
+        return dict(self.model_extra or {})
+
+    def fill(self, path: str) -> str:
+        """`path` with the parameters in their places: other parameters make other files.
+
+        Raises:
+            ValueError: A place of no parameter, or a parameter without a place.
+        """
+        places = _PLACE.findall(path)
+        for name in places:
+            known_name("a parameter of source.prepare", name, list(self.params))
+        for name in self.params:
+            if name not in places:
+                raise ValueError(
+                    f"wanted '{{{name}}}' in {path!r}, so that files made with another {name} are not taken for these"
+                )
+        return _PLACE.sub(lambda place: str(self.params[place.group(1)]), path)
+
+
 class Table(Section):
     """Files of one format, and what a row of them looks like."""
 
     format: Literal["csv", "libsvm", "idx", "parquet", "delta"] = Field(description="The raw format.")
+    prepare: Prepare | None = Field(default=None, description="Makes the raw files where they are missing.")
     paths: Strings | dict[Name, Strings] = Field(
         description="Files, folders or globs; as a mapping, one entry a split (then `split.given` may name them). "
-        "For `idx` the image files: the label file stands beside each, with `labels-idx1` for `images-idx3`."
+        "For `idx` the image files: the label file stands beside each, with `labels-idx1` for `images-idx3`. "
+        "`{name}` stands for a parameter of `prepare`; then each of them stands in each path."
     )
     columns: Annotated[dict[Name, str], BeforeValidator(parse_schema)] = Field(
         alias="schema",
@@ -63,9 +104,16 @@ class Table(Section):
     options: dict[str, str | bool | int | float] = Field(
         default={}, description="Options of the format: for csv those of Spark's reader, for delta its `version`."
     )
-    prepare: DottedPath | None = Field(
-        default=None, description="A function `module:name` that writes the raw files into the folder it is given."
-    )
+
+    @field_validator("paths")
+    @classmethod
+    def _filled(cls, paths: list[str] | dict[str, list[str]], info: ValidationInfo) -> Any:
+        prepare: Prepare | None = info.data.get("prepare")
+        if prepare is None or not prepare.params:
+            return paths
+        if isinstance(paths, list):
+            return [prepare.fill(path) for path in paths]
+        return {split: [prepare.fill(path) for path in group] for split, group in paths.items()}
 
     @field_validator("columns")
     @classmethod

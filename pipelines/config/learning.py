@@ -41,7 +41,7 @@ class Model(Section):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     network: str = Field(
-        description="softmax, mlp, cnn, deep_and_cross, or `package.module:Class` of your own; its constructor's "
+        description="softmax, mlp, cnn, deep_and_cross, dlrm, or `package.module:Class` of your own; its constructor's "
         "parameters stand beside it.",
         examples=sorted(catalog.NETWORKS),
     )

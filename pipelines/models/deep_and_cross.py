@@ -19,6 +19,7 @@ class DeepAndCross(nn.Module):
         contract: The inputs.
         outputs: K.
         embedding_dim: Width of an id's embedding.
+        embedding_std: Standard deviation of embeddings before training; see `InputLayer`.
         cross_layers: Number of cross layers, the order of the crosses minus one.
         hidden: Widths of the perceptron's layers.
         dropout: Share of the perceptron's units set to 0 in training.
@@ -30,12 +31,13 @@ class DeepAndCross(nn.Module):
         outputs: int,
         *,
         embedding_dim: int = 16,
+        embedding_std: float = 1.0,
         cross_layers: int = 2,
         hidden: Sequence[int] = (128, 64),
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.inputs = InputLayer(contract, embedding_dim)
+        self.inputs = InputLayer(contract, embedding_dim, embedding_std)
         features = self.inputs.out_features
         self.crosses = nn.ModuleList(nn.Linear(features, features) for _ in range(cross_layers))
         self.deep = stack([features, *hidden], dropout)

@@ -4,6 +4,7 @@ _BUILT_IN = {
     "softmax": "pipelines.models.softmax:Softmax",
     "mlp": "pipelines.models.mlp:MLP",
     "cnn": "pipelines.models.cnn:CNN",
+    "dlrm": "pipelines.models.dlrm:DLRM",
     "deep_and_cross": "pipelines.models.deep_and_cross:DeepAndCross",
 }
 

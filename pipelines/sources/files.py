@@ -3,7 +3,6 @@
 import glob
 import os
 import re
-from importlib import import_module
 from pathlib import Path
 
 from pipelines.config.data import Table
@@ -15,15 +14,11 @@ _GLOB = re.compile(r"[*?\[]")
 def raw_files(source: Table) -> dict[str, list[Path]]:
     """The files of each split, sorted; one entry named '' where the paths name no splits.
 
-    A source with `prepare` has its files made first, where they are missing. A Delta table's are the Parquet files of
-    the version that `options.version` pins, or of the latest.
+    A Delta table's are the Parquet files of the version that `options.version` pins, or of the latest.
 
     Raises:
         DataError: A path names no file.
     """
-    if source.prepare and not _all_there(source):
-        module, _, function = source.prepare.partition(":")
-        getattr(import_module(module), function)(root_of(source))
     paths = source.paths if isinstance(source.paths, dict) else {"": source.paths}
     version = source.options.get("version")
     pin = None if version is None else int(version)
@@ -52,13 +47,16 @@ def root_of(source: Table) -> Path:
 
     It follows from the config alone: a new file under a glob does not move it.
     """
-    paths = source.paths if isinstance(source.paths, dict) else {"": source.paths}
-    return Path(os.path.commonpath([_fixed_folder(pattern) for patterns in paths.values() for pattern in patterns]))
+    return Path(os.path.commonpath([_fixed_folder(pattern) for pattern in _patterns(source)]))
 
 
-def _all_there(source: Table) -> bool:
-    patterns = source.paths if isinstance(source.paths, list) else [p for group in source.paths.values() for p in group]
-    return all(glob.glob(pattern, recursive=True) for pattern in patterns)
+def all_there(source: Table) -> bool:
+    """Whether each path names a file."""
+    return all(glob.glob(pattern, recursive=True) for pattern in _patterns(source))
+
+
+def _patterns(source: Table) -> list[str]:
+    return source.paths if isinstance(source.paths, list) else [p for group in source.paths.values() for p in group]
 
 
 def _resolve(patterns: list[str], what: str, key: str) -> list[Path]:

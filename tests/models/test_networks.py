@@ -40,7 +40,11 @@ def scaled_inputs(contract: Contract, tensors: list[torch.Tensor]) -> list[torch
     [
         ({"network": "softmax"}, MIXED),
         ({"network": "mlp", "hidden": [8, 4], "dropout": 0.1, "embedding_dim": 3}, MIXED),
-        ({"network": "deep_and_cross", "hidden": [8], "cross_layers": 3, "embedding_dim": 2}, MIXED),
+        (
+            {"network": "deep_and_cross", "hidden": [8], "cross_layers": 3, "embedding_dim": 2, "embedding_std": 0.1},
+            MIXED,
+        ),
+        ({"network": "dlrm", "hidden": [8], "bottom": [6], "embedding_dim": 2, "dropout": 0.1}, MIXED),
         ({"network": "cnn", "channels": [4, 8], "hidden": 6}, (IMAGE,)),
         ({"network": "cnn", "channels": [4]}, (IMAGE.model_copy(update={"shape": (4, 4, 3)}),)),
         ({"network": "tests.networks:Double"}, (DENSE,)),
@@ -116,6 +120,8 @@ def test_images_are_scaled_in_torch() -> None:
 def test_impossible_networks_are_refused() -> None:
     with pytest.raises(ConfigError, match="cnn takes one image input, seen"):
         build_network(Model(network="cnn"), contract_of(DENSE))
+    with pytest.raises(ConfigError, match="dlrm takes numbers and ids, seen"):
+        build_network(Model(network="dlrm"), contract_of(DENSE))
     with pytest.raises(ConfigError, match="cannot be halved 3 times"):
         build_network(Model.model_validate({"network": "cnn", "channels": [1, 2, 3]}), contract_of(IMAGE))
     with pytest.raises(ConfigError, match="wanted a class at nowhere:Net"):
