@@ -1,6 +1,6 @@
 """The features stage on generated rows of conf/ctr.yaml, against its peers and as the rows grow: make bench-features
 
-    python -m benchmarks.features [--rows 2000000] [PART ...]     # parts: speed, growth
+    python -m benchmarks.features [--rows 2000000] [PART ...]     # parts: speed, arrow, vocabulary, skew, growth
 
 Rows are generated and ingested once, and kept. In one session the stage and its peers take turns; the stage's time
 holds its Snapshots, its receipt and its MLflow run.
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import feature_values
 from benchmarks.apart import run
 from benchmarks.report import Figure, at_least, at_most, report, use_lake
 
@@ -101,7 +102,12 @@ def measure_ingest(rows: int) -> int:
     return rows
 
 
-MEASURES: dict[str, Callable[..., Any]] = {"speed": measure_speed, "growth": measure_growth, "ingest": measure_ingest}
+MEASURES: dict[str, Callable[..., Any]] = {
+    "speed": measure_speed,
+    "growth": measure_growth,
+    "ingest": measure_ingest,
+    **feature_values.MEASURES,
+}
 
 
 def measured(name: str, *arguments: int) -> Any:
@@ -145,7 +151,7 @@ def growth(rows: int) -> list[Figure]:
     ]
 
 
-PARTS: dict[str, Callable[[int], list[Figure]]] = {"speed": speed, "growth": growth}
+PARTS: dict[str, Callable[[int], list[Figure]]] = {"speed": speed, **feature_values.PARTS, "growth": growth}
 
 
 def main(arguments: list[str]) -> int:

@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -392,13 +393,23 @@ class _RawRows:
         self.flavor.save_model(path=path, mlflow_model=mlflow_model, **options)
         self.bundle.save(folder)
         self.size_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        shutil.copytree(_PACKAGE, folder / "code" / _PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+        _copy_package(folder / "code")
         environment = {"conda_env": "conda.yaml", "python_env": "python_env.yaml"}
         pyfunc.add_to_model(mlflow_model, loader_module=self.loader, code="code", **environment)
         mlflow_model.signature = _signature(self.bundle)
         mlflow_model.metadata = {"columns": self.bundle.fitted.columns}
         _save_example(mlflow_model, pd.DataFrame([example_row(self.bundle.fitted)]), path)
         mlflow_model.save(str(folder / "MLmodel"))
+
+
+def _copy_package(folder: Path) -> None:
+    """Copy this package's source, which on a cluster's ranks lies in a zip (see `session`)."""
+    archive = next((path for path in _PACKAGE.parents if zipfile.is_zipfile(path)), None)
+    if archive is None:
+        shutil.copytree(_PACKAGE, folder / _PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+    else:
+        with zipfile.ZipFile(archive) as file:
+            file.extractall(folder)
 
 
 def _signature(bundle: Bundle) -> "ModelSignature":

@@ -77,7 +77,7 @@ def test_the_champion_scores_raw_rows_as_the_score_stage_does(
         classic=[{"estimator": "LogisticRegression", "maxIter": 5}],
         split={"hash": {"shares": {"train": 0.6, "test": 0.4}}, "validation": {"share": 0.2}},
         model={"network": "mlp", "hidden": [4]},
-        train={"ranks": 1, "batch_size": 16, "epochs": 1, "launcher": "torchrun"},
+        train={"ranks": 1, "batch_size": 16, "epochs": 5, "lr": 0.03, "launcher": "torchrun"},
     )
     receipts = run(path, "ingest", "features", "classic", "train")
     rows = spark.read.format("delta").load(str(table_path("tiny", "raw"))).toPandas()
@@ -100,7 +100,7 @@ def test_the_champion_scores_raw_rows_as_the_score_stage_does(
 
 def assert_same(seen: pd.DataFrame, wanted: pd.DataFrame) -> None:
     assert list(seen.columns) == ["prediction", "probability", "score", "probabilities"] and len(seen) == 240
-    assert list(seen.prediction) == list(wanted.prediction) and set(seen.prediction) == {"0", "1"}
+    assert list(seen.prediction) == list(wanted.prediction) and set(seen.prediction) == {"0", "1"}, "both classes"
     for column in ("probability", "score", "probabilities"):
         np.testing.assert_allclose(np.stack(seen[column]), np.stack(wanted[column]), atol=1e-6)
 

@@ -17,6 +17,7 @@ from pipelines.config.data import Source
 from pipelines.errors import DataError, LakeError
 from pipelines.ingest import parse
 from pipelines.sources import idx
+from pipelines.sources.prepare import prepare
 
 PIXELS = np.arange(5 * 6, dtype=np.uint8).reshape(5, 2, 3)
 LABELS = bytes([3, 1, 4, 1, 5])
@@ -130,7 +131,9 @@ def test_delta_is_pinned(spark: SparkSession, tmp_path: Path) -> None:
 
 def test_the_digits_are_scikit_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spark: SparkSession) -> None:
     monkeypatch.setenv("HEADRACE_LAKE", str(tmp_path))
-    rows = parse(spark, load_config("conf/digits.yaml").source).orderBy("_line").collect()
+    config = load_config("conf/digits.yaml")
+    prepare(config)
+    rows = parse(spark, config.source).orderBy("_line").collect()
     from sklearn.datasets import load_digits
 
     data = load_digits()
