@@ -112,7 +112,7 @@ def get_session(config: Config) -> "SparkSession":
     except LakeError:
         spark.stop()
         raise
-    if chosen.startswith("local") and not spark.sparkContext.getConf().contains(SHUFFLE_PARTITIONS):
+    if not spark.sparkContext.getConf().contains(SHUFFLE_PARTITIONS):
         spark.conf.set(SHUFFLE_PARTITIONS, str(max(4, 2 * spark.sparkContext.defaultParallelism)))
     return spark
 
