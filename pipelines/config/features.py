@@ -114,6 +114,12 @@ class Input(Section):
         return [form.bag.weights] if form and form.bag and form.bag.weights else []
 
     @property
+    def has_idf(self) -> bool:
+        """Whether a list's ids are weighted by the rows that have them."""
+        form = self.list_form
+        return bool(form and form.bag and form.bag.weighting == "tf_idf")
+
+    @property
     def sources(self) -> list[tuple[str, ...]]:
         """The columns behind each place: one, or all of a cross."""
         if any(step.name == "cross" for step in self.steps):

@@ -73,7 +73,7 @@ def counted_values(rows: DataFrame, config: Config) -> Iterator[Counted]:
     places = [
         (name, place)
         for name, group in features.inputs.items()
-        if group.reads_values and (not isinstance(group.reads_values.options, Hash) or _has_idf(group))
+        if group.reads_values and (not isinstance(group.reads_values.options, Hash) or group.has_idf)
         for place in range(len(group.sources))
     ]
     if not places and features.label.kind == "real":
@@ -163,10 +163,6 @@ def _counts(rows: DataFrame, config: Config, places: Sequence[Place]) -> DataFra
     seen = F.transform(numbers, lambda part: F.coalesce(F.try_element_at("seen", part), nothing))
     kept = by_fold.where(F.col("num") >= of_place(least)).withColumn("seen", seen)
     return kept.select("place", "value", F.col("seen.num").alias("rows"), F.col("seen.sum").alias("labels"))
-
-
-def _has_idf(group: Input) -> bool:
-    return bool(group.list_form and group.list_form.bag and group.list_form.bag.weighting == "tf_idf")
 
 
 def _distinct(name: str, group: Input, seed: int) -> Column:

@@ -92,10 +92,8 @@ def fit_whole(
         )
     category = fit_category(config, name, 0, counted, num_rows, [])
     assert isinstance(category, FittedCategory) and group.list_form is not None
-    tokens = step.tokens
-    bag = group.list_form.bag
-    idf = _idf(group, category, counted, name, num_rows) if bag and bag.weighting == "tf_idf" else ()
-    return FittedList(source=source, tokens=tokens, category=category, form=group.list_form.options, idf=idf)
+    idf = _idf(group, category, counted, name, num_rows) if group.has_idf else ()
+    return FittedList(source=source, tokens=step.tokens, category=category, form=group.list_form.options, idf=idf)
 
 
 def _is_vector(group: Input) -> Column:

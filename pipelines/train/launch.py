@@ -41,7 +41,7 @@ def build(given: Given) -> Made:
         DataError: The table has fewer rows than the run has lanes.
         TrainingError: A rank failed, and went on failing; the message is the first rank's that knew why.
     """
-    job = _make_job(given)
+    job = _job_of(given)
     given.run.dataset(job.snapshot, name="features_train", context="training")
     given.run.params({"network": job.model.network, **job.model.params, **_flat(job.train.model_dump(mode="json"))})
     out = sys.stdout  # TorchDistributor's own output is sent elsewhere meanwhile
@@ -132,24 +132,52 @@ def _may_help(job: TrainJob, error: HeadraceError, verdict: str) -> bool:
     return isinstance(error, TrainingError) and (bool(verdict) or not any(e.cause == "known" for e in job.errors()))
 
 
-def _make_job(given: Given) -> TrainJob:
-    config, features = given.config, given.inputs["features"].result
-    assert config.model is not None, "the stage is declared only with a model"
-    snapshots = {split: Snapshot.model_validate(value) for split, value in features["snapshots"].items()}
-    fitted = FittedFeatures.model_validate(features["fitted"])
+def make_job(
+    config: Config,
+    fitted: FittedFeatures,
+    *,
+    folder: Path,
+    train: Snapshot,
+    validation: Snapshot | None,
+    run_id: str = "",
+) -> TrainJob:
+    """A training of the config's network on one table.
+
+    Args:
+        config: The workload.
+        fitted: What made the table.
+        folder: Of its checkpoints.
+        train: The table.
+        validation: The table on which it is judged behind each epoch.
+        run_id: The MLflow run that it is logged in; without one, nothing is.
+    """
+    assert config.model is not None, "trained only with a model"
     return TrainJob(
         workload=config.workload,
-        folder=runs_path(config.workload) / "train" / _learning_digest(given)[:16],
+        folder=folder,
         model=config.model,
         train=config.train,
         seed=config.seed,
-        snapshot=snapshots["train"],
-        validation=snapshots.get("validation"),
+        snapshot=train,
+        validation=validation,
         fitted=fitted,
         class_weights=fitted.label.spec.weights(config.class_weights),
-        tracking_uri=tracking.tracking_uri(),
+        tracking_uri=tracking.tracking_uri() if run_id else "",
+        run_id=run_id,
+        keep_checkpoints=config.keep.checkpoints if run_id else 1,
+    )
+
+
+def _job_of(given: Given) -> TrainJob:
+    config, features = given.config, given.inputs["features"].result
+    snapshots = {split: Snapshot.model_validate(value) for split, value in features["snapshots"].items()}
+    return make_job(
+        config,
+        FittedFeatures.model_validate(features["fitted"]),
+        folder=runs_path(config.workload) / "train" / _learning_digest(given)[:16],
+        train=snapshots["train"],
+        validation=snapshots.get("validation"),
         run_id=given.run.id,
-        keep_checkpoints=config.keep.checkpoints,
     )
 
 

@@ -106,7 +106,8 @@ def _digest(given: Given, section: str) -> str:
         start = next(e.model_dump(mode="json") for e in config.classic if e.estimator == section)
     made_from = {part: digest for part, digest in given.made_from.items() if not part.startswith("config ")}
     space = tune.candidates()[section]
-    how = [tune.search, tune.tries_all(space), tune.folds, tune.prune, config.tune_metric, config.seed]
+    weights = config.model_dump(mode="json", include={"class_weights"})
+    how = [tune.search, tune.tries_all(space), tune.folds, tune.prune, config.tune_metric, weights, config.seed]
     return digest_of([made_from, how, start, {name: _plain(values) for name, values in space.items()}])
 
 

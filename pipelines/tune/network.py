@@ -16,7 +16,7 @@ from pipelines.receipt import digest_of
 from pipelines.session import get_session
 from pipelines.stage import Given
 from pipelines.train.job import EpochResult, TrainJob
-from pipelines.train.launch import Ended, run_job
+from pipelines.train.launch import Ended, make_job, run_job
 from pipelines.tune.folds import fold_tables, together
 from pipelines.tune.search import Attempt, Objective, Pruned
 
@@ -38,20 +38,27 @@ def objective(given: Given, train: Snapshot, validation: Snapshot | None, folder
         if tune.folds:
             parts = stack.enter_context(fold_tables(get_session(given.config), train, given.config, folds=tune.folds))
             pairs = [(together([other for other in parts if other is not part]), part) for part in parts]
-        yield lambda attempt: _mean(attempt, pairs, given, folder)
+        fitted = FittedFeatures.model_validate(given.inputs["features"].result["fitted"])
+        yield lambda attempt: _mean(attempt, pairs, given.config, fitted, folder)
     for left in folder.glob("*-*"):  # of a run that was killed, and whose parameters were not asked for again
         rmtree(left, ignore_errors=True)
 
 
-def _mean(attempt: Attempt, pairs: list[tuple[Snapshot, Snapshot | None]], given: Given, folder: Path) -> float:
+def _mean(
+    attempt: Attempt,
+    pairs: list[tuple[Snapshot, Snapshot | None]],
+    written: Config,
+    fitted: FittedFeatures,
+    folder: Path,
+) -> float:
     """The metric's mean over the pairs, each of the epoch whose weights would be kept."""
-    config = given.config.tuned(by_section(attempt.params))
+    config = written.tuned(by_section(attempt.params))
     if config.train.launcher == "auto" and not on_cluster(config):
         config = config.tuned({"train": {"launcher": "torchrun"}})  # several may run at a time; no session is needed
     total = 0.0
     for place, (train, validation) in enumerate(pairs, 1):
         name = f"{attempt.number}-{digest_of([attempt.params, train.digest])[:16]}"
-        job = _job(given, config, train, validation, folder / name)
+        job = make_job(config, fitted, folder=folder / name, train=train, validation=validation)
         total += _trained(attempt, config, job, reports=len(pairs) == 1)
         if len(pairs) > 1:
             attempt.report(place, total / place, is_last=place == len(pairs))
@@ -94,23 +101,6 @@ def _trained(attempt: Attempt, config: Config, job: TrainJob, *, reports: bool) 
 
 def _value(epoch: EpochResult, metric: str) -> float | None:
     return epoch.metrics.get("validation_loss" if metric == "log_loss" else f"validation_{metric}")
-
-
-def _job(given: Given, config: Config, train: Snapshot, validation: Snapshot | None, folder: Path) -> TrainJob:
-    assert config.model is not None, "tuned only with a model"
-    return TrainJob(
-        workload=config.workload,
-        folder=folder,
-        model=config.model,
-        train=config.train,
-        seed=config.seed,
-        snapshot=train,
-        validation=validation,
-        fitted=FittedFeatures.model_validate(given.inputs["features"].result["fitted"]),
-        tracking_uri="",
-        run_id="",
-        keep_checkpoints=1,
-    )
 
 
 def by_section(params: dict[str, Any]) -> dict[str, dict[str, Any]]:

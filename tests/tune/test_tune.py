@@ -135,6 +135,19 @@ def test_a_network_with_pruning_is_trained_by_what_was_found(
     assert left == ["trials.json"], "checkpoints of trials are removed"
 
 
+def test_trials_weigh_classes_as_the_training_does(features: Path, capsys: Capture) -> None:
+    section = json.dumps({"search": "grid", "metric": "log_loss", "spaces": {"train": {"lr": [0.05]}}})
+    found = []
+    for weights in ("null", "{0: 1, 1: 9}"):
+        overrides = (f"tune={section}", f"class_weights={weights}")
+        receipts = run(features, "tune", "train", overrides=overrides)
+        assert "there already" not in capsys.readouterr().out, "trials with other weights are others"
+        best = receipts["tune"].result["candidates"][0]["value"]
+        assert best == min(e["metrics"]["validation_loss"] for e in receipts["train"].result["epochs"])
+        found.append(best)
+    assert found[0] != found[1]
+
+
 def test_cross_validation(features: Path) -> None:
     """Of an estimator and of a network, which takes the parts as lists of files of one table each."""
     section = {
