@@ -6,7 +6,7 @@ PORT ?= 5000
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.setup-$(shell cat constraints.txt pyproject.toml | sha256sum | cut -c1-16)
-STAGES := ingest features tune classic train evaluate register score
+STAGES := ingest features mine tune classic train evaluate register score
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYSPARK_PYTHON ?= $(CURDIR)/$(BIN)/python
 

@@ -28,13 +28,12 @@ from pipelines.errors import ConfigError, one_line
 from pipelines.features.fitted import Bundle, FittedFeatures
 from pipelines.importances import importances
 from pipelines.lake import Contract, Snapshot, scratch_path
-from pipelines.session import get_session, spark_progress
+from pipelines.session import get_session, is_refusal, spark_progress
 from pipelines.stage import Given, Made
 from pipelines.tables import read_table
 from pipelines.tracking import ModelRef
 
 _MATRICES = ("lowerBoundsOnCoefficients", "upperBoundsOnCoefficients")
-_REFUSALS = ("requirement failed", "USER_RAISED_EXCEPTION")  # how MLlib says that input does not suit it
 _WATCHED, _WEIGHT = "is_validation", "class_weight"
 _VECTORS = ("initialWeights", "lowerBoundsOnIntercepts", "upperBoundsOnIntercepts")
 
@@ -156,10 +155,9 @@ def fit(estimator: "MLlibEstimator[Any]", rows: DataFrame) -> Model:
     try:
         model: Model = estimator.fit(rows)
     except PySparkException as error:
-        text = str(error)
-        if any(mark in text for mark in _REFUSALS) or "IllegalArgument" in type(error).__name__:
+        if is_refusal(error):
             raise ConfigError(
-                f"classic: {type(estimator).__name__}: MLlib refuses: {one_line(text, limit=300)}"
+                f"classic: {type(estimator).__name__}: MLlib refuses: {one_line(str(error), limit=300)}"
             ) from None
         raise
     return model

@@ -42,6 +42,7 @@ STAGES = {
     "features": Stage(
         "pipelines.features.build:build", ("source.schema", "source.key", "split", "features", "seed"), ("ingest",)
     ),
+    "mine": Stage("pipelines.mine:build", ("mine",), ("ingest", "features")),
     "tune": Stage(
         "pipelines.tune.build:build",
         ("tune", "classic", "model", "train", "class_weights", "gate.metric", "seed"),
@@ -59,7 +60,13 @@ STAGES = {
 
 def declared(config: Config) -> list[str]:
     """The stages that the config declares, in order."""
-    left_out = {"tune": config.tune is None, "classic": not config.classic, "train": config.model is None}
+    left_out = {
+        "mine": config.mine is None,
+        "tune": config.tune is None,
+        "classic": not config.classic,
+        "train": config.model is None,
+        **dict.fromkeys(("evaluate", "register", "score"), not config.candidates),
+    }
     return [name for name in STAGES if not left_out.get(name, False)]
 
 
@@ -74,8 +81,10 @@ def run_stages(config: Config, names: Sequence[str]) -> dict[str, Receipt]:
         HeadraceError: A stage failed or refused; receipts of the stages before it stand.
     """
     if missing := [name for name in names if name not in declared(config)]:
-        section = "model" if missing[0] == "train" else missing[0]
-        raise ConfigError(f"{config.workload}: {missing[0]}: wanted a section `{section}` in the config, seen none")
+        models = "`classic` or `model`"
+        sections = {"train": "`model`", "evaluate": models, "register": models, "score": models}
+        section = sections.get(missing[0], f"`{missing[0]}`")
+        raise ConfigError(f"{config.workload}: {missing[0]}: wanted a section {section} in the config, seen none")
     done: dict[str, Receipt] = {}
     with only_one(config.workload), _Parent(config, single=len(names) == 1) as parent:
         shutil.rmtree(scratch_path(config.workload))

@@ -184,6 +184,12 @@ def result_bytes(spark: "SparkSession") -> int:
     return found or sys.maxsize  # 0 is no limit
 
 
+def is_refusal(error: Exception) -> bool:
+    """Whether Spark says by it that parameters or input do not suit MLlib."""
+    marks = ("requirement failed", "USER_RAISED_EXCEPTION")
+    return any(mark in str(error) for mark in marks) or "IllegalArgument" in type(error).__name__
+
+
 def stop_session() -> None:
     """Stop the session, if one is up, and the JVM that was started for it."""
     spark = None

@@ -138,12 +138,13 @@ def write_tables(
     rows: DataFrame,
     paths: Sequence[Path],
     *,
+    before: Sequence[Snapshot] = (),
     scratch: Path,
     what: str,
     metadata: dict[str, Any],
     compression: str,
 ) -> list[Snapshot]:
-    """Overwrite several Delta tables in one pass over `rows`, whose column `TABLE` is the place of a row's table.
+    """Overwrite several Delta tables, or append to them, in one pass over `rows`, whose column `TABLE` is the place of a row's table.
 
     Delta writes one table a query. So the files are written together, one folder a table, then moved into the tables'
     own and committed, a commit a table. Each task's rows must be of one table, and in the order that its file shall
@@ -152,6 +153,7 @@ def write_tables(
     Args:
         rows: What to write, with a column `row_id`.
         paths: The tables' folders; made where they are missing.
+        before: What the tables hold, where the rows come to it.
         scratch: A folder in the same file system, which all nodes see.
         what: Named in the progress.
         metadata: JSON that becomes each commit's `userMetadata`.
@@ -168,8 +170,11 @@ def write_tables(
     with staged(observed, scratch=scratch, what=what, compression=compression, partition_by=TABLE) as files:
         snapshots = []
         for place, path in enumerate(paths):
-            files.commit(path, metadata=metadata, part=f"{TABLE}={place}")
-            snapshots.append(pinned(path, seen.get[f"rows {place}"], seen.get[f"row_id_sum {place}"]))
+            files.commit(path, metadata=metadata, mode="append" if before else "overwrite", part=f"{TABLE}={place}")
+            num, row_id_sum = seen.get[f"rows {place}"], int(seen.get[f"row_id_sum {place}"] or 0)
+            if before:
+                num, row_id_sum = num + before[place].rows, row_id_sum + before[place].row_id_sum
+            snapshots.append(pinned(path, num, row_id_sum))
         return snapshots
 
 

@@ -180,6 +180,11 @@ class Features(Section):
 
     label: Label = Field(description="What is predicted.")
     inputs: dict[Name, Input] = Field(min_length=1, description="The inputs of the models, by name.")
+    refit: bool = Field(
+        default=True,
+        description="Fit the transform anew when the table grew. False keeps it as fitted, and reads and writes only the "
+        "rows that came, as long as nothing else changed.",
+    )
     layout: Layout = Field(default=Layout(), description="How the tables lie on disk.")
 
     @field_validator("inputs")

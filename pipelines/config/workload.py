@@ -12,6 +12,7 @@ from pipelines.config.base import Name, Natural, Positive, Section, Strings, kno
 from pipelines.config.data import NUMERIC, Source
 from pipelines.config.features import Features, Input
 from pipelines.config.learning import Estimator, Model, Train
+from pipelines.config.mining import Mine, check_mine
 from pipelines.config.split import Split, utc
 from pipelines.config.tuning import Tune, check_spaces, with_values
 
@@ -92,6 +93,9 @@ class Config(Section):
     model: Model | None = Field(default=None, description="A torch network to train.")
     train: Train = Field(default=Train(), description="How the network is trained.")
     tune: Tune | None = Field(default=None, description="The search for better parameters of both.")
+    mine: Mine | None = Field(
+        default=None, description="What is found without a model: frequent patterns, near duplicates, communities."
+    )
     gate: Gate = Field(default=Gate(), description="What a candidate must reach.")
     score: Score = Field(default=Score(), description="Batch inference.")
     keep: Keep = Field(default=Keep(), description="What is kept.")
@@ -205,8 +209,11 @@ class Config(Section):
                 raise ValueError(
                     f"features.inputs.{name}.steps: a 'sequence' is for networks; with a 'classic' section use 'bag'"
                 )
-        if not self.candidates:
-            raise ValueError("wanted a 'model' or a 'classic' section, seen neither")
+        if not self.candidates and not self.mine:
+            raise ValueError("wanted a 'model', a 'classic' or a 'mine' section, seen none of them")
+        if self.mine:
+            kinds = {name: group.kind for name, group in self.features.inputs.items()}
+            check_mine(self.mine, self.source.ingested, kinds)
         return self
 
     @model_validator(mode="after")

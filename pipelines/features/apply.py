@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame
@@ -35,6 +36,9 @@ from pipelines.features.fitted import (
     SignedLog,
     Whole,
 )
+
+if TYPE_CHECKING:
+    from pipelines.features.apply_arrow import ArrowFeatures
 
 HEAD_VALUES = 10_000  # of stored values, those that are broadcast
 
@@ -299,15 +303,20 @@ def _with_batches(rows: DataFrame, fitted: FittedFeatures) -> DataFrame:
 
 
 class _Batches:
-    """Runs on Spark's Python workers."""
+    """Runs on Spark's Python workers; makes the lookups once a process."""
+
+    _made: ClassVar[dict[str, "ArrowFeatures"]] = {}
 
     def __init__(self, fitted: FittedFeatures) -> None:
-        self.fitted = fitted
+        self.fitted, self.digest = fitted, fitted.digest
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         from pipelines.features.apply_arrow import ArrowFeatures
 
-        features = ArrowFeatures(self.fitted)
+        if self.digest not in self._made:
+            self._made.clear()
+            self._made[self.digest] = ArrowFeatures(self.fitted)
+        features = self._made[self.digest]
         for batch in batches:
             arrays = features(batch)
             columns = [*batch.columns, *map(as_column, arrays.values())]

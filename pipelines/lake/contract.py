@@ -1,7 +1,7 @@
 """The contract of a feature table: its columns, their dtypes and shapes, and what the label means."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import numpy as np
@@ -41,6 +41,11 @@ class Column(Frozen):
     sizes: tuple[int, ...] = ()
     ordered: tuple[bool, ...] = ()
     scale: tuple[float, float] = (0.0, 1.0)
+
+    @property
+    def input(self) -> str:
+        """The config's name of the input that it belongs to."""
+        return self.name.removesuffix(self.kind.removeprefix("sparse")) if self.kind.startswith("sparse") else self.name
 
     @property
     def width(self) -> int:
@@ -114,3 +119,8 @@ class Contract(Frozen):
     def inputs(self) -> tuple[Column, ...]:
         """The columns that a model takes, in the order of its arguments."""
         return tuple(column for column in self.columns if column.kind not in ("row_id", "label"))
+
+    def of_inputs(self, names: Collection[str]) -> "Contract":
+        """The same with only these inputs of the config."""
+        kept = [column for column in self.columns if column not in self.inputs or column.input in names]
+        return self.model_copy(update={"columns": tuple(kept)})
