@@ -104,8 +104,9 @@ def make_estimator(
 ) -> "MLlibEstimator[Any]":
     """The MLlib estimator of a config entry.
 
-    The config's seed is set where the estimator takes one, and `maxBins` is raised to the widest vocabulary. One that
-    knows two classes learns each of several against the rest.
+    The config's seed is set where the estimator takes one, `maxBins` is raised to the widest vocabulary, and a
+    generalized linear model of a count is Poisson's unless told otherwise. One that knows two classes learns each of
+    several against the rest.
 
     Raises:
         ConfigError: MLlib refuses a value.
@@ -117,6 +118,8 @@ def make_estimator(
         params.setdefault("seed", seed)
     if name in TREES:
         params["maxBins"] = max(params.get("maxBins", 32), num_bins(contract))
+    if name == "GeneralizedLinearRegression" and contract.label.kind == "count":
+        params.setdefault("family", "poisson")
     if wanted.stops_early:
         params["validationIndicatorCol"] = _WATCHED
     columns: dict[str, Any] = {"labelCol": "label", "featuresCol": VECTOR}

@@ -54,7 +54,7 @@ def build(given: Given) -> Made:
         chosen = _choose(refs, measured, config)
         test = scored.where(F.col("split") == "test")
         models = [ref.name for ref in refs] + ([CHAMPION] if champion else [])
-        drawn = resample(config.gate_metric, *row_values(test, models, config.gate_metric), seed=config.seed)
+        drawn = resample(config.gate_metric, *row_values(test, spec, models, config.gate_metric), seed=config.seed)
         difference = _difference(drawn, chosen, config)
         slices = by_slice(test.where(F.col("candidate") == chosen), spec, [_SLICE + c for c in config.gate.slices])
         verdict = judge(config.gate, chosen, measured[chosen, "test"].metrics, difference)
@@ -213,7 +213,7 @@ def _keep_metrics(run: Run, measured: dict[tuple[str, str], Measured], speeds: d
 def _plot(run: Run, test: DataFrame, chosen: str, spec: LabelSpec) -> None:
     """Keep plots of the test split in the MLflow run."""
     best = test.where(F.col("candidate") == chosen)
-    if spec.kind == "real":
+    if spec.is_number:
         label, prediction = sampled(best, ["label", "prediction"])
         run.figure("predicted.png", plots.predicted_against_true(label, prediction, chosen))
         return

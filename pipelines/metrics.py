@@ -16,11 +16,13 @@ from pyspark.sql import functions as F
 
 from pipelines.bootstrap import RANKING, Floats
 from pipelines.lake import UINT64, LabelSpec
+from pipelines.lake.contract import SMALLEST_RATE
 
 Metrics = dict[str, float]
 HISTOGRAM_BINS = 1000
 MAX_SLICES = 50
 PAIRED_ROWS = 50_000
+_VARIANCE = "variance"  # of the labels
 _SMALLEST = 1e-15  # a probability of 0 counts as this in the log loss, as scikit-learn does
 
 
@@ -51,9 +53,14 @@ def _named(columns: Mapping[str, Column]) -> list[Column]:
 
 
 def _metrics(row: Row, spec: LabelSpec) -> Metrics:
-    """The metrics in a row of aggregated means; what is null there is left out."""
-    means = {name: float(row[name]) for name in _means(spec) if row[name] is not None}
-    return _from_moments(means) if spec.kind == "real" else means
+    """The metrics in a row of aggregated means; what is null there, or not defined, is left out."""
+    found = {name: float(row[name]) for name in _means(spec) if row[name] is not None}
+    if "rmse" in found:
+        found["rmse"] = math.sqrt(found["rmse"])
+    variance = found.pop(_VARIANCE, 0.0)
+    if "r2" in found:
+        found["r2"] = 1.0 - found["r2"] / variance if variance > 0 else math.nan
+    return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
 def ranking(scored: DataFrame, *, by: Sequence[str]) -> dict[tuple[Any, ...], Metrics]:
@@ -93,31 +100,34 @@ def ranking(scored: DataFrame, *, by: Sequence[str]) -> dict[tuple[Any, ...], Me
 
 
 def _means(spec: LabelSpec) -> dict[str, Column]:
-    """The metrics that are means over rows."""
-    if spec.kind == "real":
-        error = F.col("prediction") - F.col("label")
-        return {
-            "squared_error": F.avg(error * error),
-            "mae": F.avg(F.abs(error)),
-            "variance": F.var_pop("label"),
-        }
-    return {
-        "accuracy": F.avg((F.col("prediction") == F.col("label")).cast("double")),
-        "log_loss": F.avg(row_log_loss()),
-    }
+    """The means over rows that metrics are taken from."""
+    means = {name: F.avg(part) for name, part in _parts(spec).items()}
+    return means | ({_VARIANCE: F.var_pop("label")} if "r2" in means else {})
 
 
-def row_log_loss() -> Column:
+def _parts(spec: LabelSpec) -> dict[str, Column]:
+    """Each row's part of the metrics that are means over rows; of `rmse` and `r2` its squared error."""
+    error = F.col("prediction") - F.col("label")
+    match spec.kind:
+        case "real":
+            return {"rmse": error * error, "mae": F.abs(error), "r2": error * error}
+        case "count":
+            return {"poisson_deviance": _deviance(), "rmse": error * error, "mae": F.abs(error)}
+        case _:
+            return {"accuracy": (error == 0).cast("double"), "log_loss": _log_loss()}
+
+
+def _deviance() -> Column:
+    """The Poisson deviance of a row, with rates bounded from below as a model may predict 0 or less."""
+    label, rate = F.col("label"), F.greatest("prediction", F.lit(SMALLEST_RATE))
+    return 2.0 * (F.when(label > 0, label * F.log(label / rate)).otherwise(F.lit(0.0)) - label + rate)
+
+
+def _log_loss() -> Column:
     """-log of the probability that the model gave to the row's class; null where it gives none."""
     given = F.get("probabilities", F.col("label").cast("int"))
     bounded = F.greatest(F.least(given, F.lit(1.0 - _SMALLEST)), F.lit(_SMALLEST))
     return F.when(given.isNotNull(), -F.log(bounded))  # least and greatest skip nulls
-
-
-def _from_moments(means: Metrics) -> Metrics:
-    r2 = 1.0 - means["squared_error"] / means["variance"] if means["variance"] > 0 else float("nan")
-    found = {"rmse": math.sqrt(means["squared_error"]), "mae": means["mae"], "r2": r2}
-    return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
 def confusion(scored: DataFrame, spec: LabelSpec) -> np.ndarray[Any, Any]:
@@ -186,7 +196,9 @@ def by_slice(scored: DataFrame, spec: LabelSpec, columns: Sequence[str]) -> list
     return found
 
 
-def row_values(scored: DataFrame, models: Sequence[str], metric: str) -> tuple[Floats, dict[str, Floats]]:
+def row_values(
+    scored: DataFrame, spec: LabelSpec, models: Sequence[str], metric: str
+) -> tuple[Floats, dict[str, Floats]]:
     """Labels, and what each model did with the same rows, as `bootstrap.resample` takes them.
 
     At most `PAIRED_ROWS` rows, so that the driver's memory does not grow. Models that give no such value, as a margin
@@ -194,18 +206,11 @@ def row_values(scored: DataFrame, models: Sequence[str], metric: str) -> tuple[F
 
     Args:
         scored: Rows of one split.
+        spec: What the label means.
         models: The candidates wanted.
         metric: Its name.
     """
-    squared = F.pow(F.col("prediction") - F.col("label"), 2)
-    parts: Mapping[str, Column] = {
-        "accuracy": (F.col("prediction") == F.col("label")).cast("double"),
-        "log_loss": row_log_loss(),
-        "rmse": squared,
-        "r2": squared,
-        "mae": F.abs(F.col("prediction") - F.col("label")),
-    }
-    value = F.col("score") if metric in RANKING else parts[metric]
+    value = F.col("score") if metric in RANKING else _parts(spec)[metric]
     place = F.array_position(F.array(*map(F.lit, models)), F.col("candidate"))
     rows = scored.select(
         "row_id", place.alias("place"), F.col("label").cast("double").alias("label"), value.alias("value")

@@ -96,7 +96,7 @@ def score_distribution(histogram: Histogram, names: tuple[str, str], title: str)
 
 
 def predicted_against_true(label: Floats, prediction: Floats, title: str) -> Figure:
-    """A sample of rows of a real label."""
+    """A sample of rows of a label that is a number."""
     figure, axes = _figure(title, "true", "predicted")
     axes.scatter(label, prediction, s=4, alpha=0.3)
     limits = [float(min(label.min(), prediction.min())), float(max(label.max(), prediction.max()))]

@@ -167,7 +167,7 @@ class _TorchBatches:
         outputs = outputs.astype(np.float64)
         nothing = pa.nulls(batch.num_rows, pa.float64())
         prediction, score, probabilities = outputs[:, 0], nothing, pa.nulls(batch.num_rows, pa.list_(pa.float64()))
-        if label.kind != "real":
+        if not label.is_number:
             prediction = outputs.argmax(axis=1).astype(np.float64)
             probabilities = as_column(outputs)
         if label.kind == "binary":
@@ -210,7 +210,7 @@ def build(given: Given) -> Made:
 
 def readable(scored: DataFrame, label: LabelSpec, keep: Sequence[str]) -> DataFrame:
     """Predictions in the label's own terms: the class's value instead of its index, and its probability."""
-    if label.kind == "real":
+    if label.is_number:
         return scored.select(*keep, "prediction")
     names = F.array(*[F.lit(name) for name in label.classes])
     place = F.col("prediction").cast("int")

@@ -423,7 +423,7 @@ def _signature(bundle: Bundle) -> "ModelSignature":
 
     inputs: _Specs = [ColSpec(AnyType(), name, required=False) for name in bundle.fitted.columns]  # type: ignore[no-untyped-call]
     outputs: _Specs
-    if bundle.contract.label.kind == "real":
+    if bundle.contract.label.is_number:
         outputs = [ColSpec(DataType.double, "prediction")]
     else:
         outputs = [

@@ -71,7 +71,7 @@ def test_one_class_has_no_interval() -> None:
     assert not resample("auc", np.ones(20), {"m": np.arange(20.0)}, seed=0).values
 
 
-@pytest.mark.parametrize("metric", ["log_loss", "rmse"])
+@pytest.mark.parametrize("metric", ["log_loss", "rmse", "poisson_deviance"])
 def test_lower_is_better_for_losses(metric: str) -> None:
     zeros, ones = np.zeros(50), np.ones(50)
     drawn = resample(metric, zeros, {"right": zeros, "wrong": ones}, seed=0)

@@ -7,11 +7,13 @@ from scipy.stats import ks_2samp
 from sklearn import metrics as sk
 
 from pipelines.lake import LabelSpec
+from pipelines.lake.contract import SMALLEST_RATE
 from pipelines.metrics import by_slice, confusion, histograms, measure, row_values
 
 BINARY = LabelSpec(kind="binary", column="y", classes=("0", "1"))
 MULTI = LabelSpec(kind="multiclass", column="y", classes=("a", "b", "c"))
 REAL = LabelSpec(kind="real", column="y")
+COUNT = LabelSpec(kind="count", column="y")
 SCHEMA = (
     "candidate string, split string, row_id bigint, slice_s string, label double, prediction double, score double, "
     "probabilities array<double>"
@@ -94,6 +96,26 @@ def test_real(spark: SparkSession) -> None:
     assert metrics["r2"] == pytest.approx(sk.r2_score(label, prediction))
 
 
+def test_count(spark: SparkSession) -> None:
+    generator = np.random.default_rng(2)
+    label = generator.poisson(1.5, 400)
+    prediction = np.where(np.arange(400) % 40 == 0, -0.5, label * 0.5 + generator.gamma(2, 0.5, 400))
+    rows = [
+        ("m", "test", i, None, float(y), float(p), None, None)
+        for i, (y, p) in enumerate(zip(label, prediction, strict=True))
+    ]
+    table = spark.createDataFrame(rows, SCHEMA)
+    metrics = measure(table, COUNT)["m", "test"].metrics
+    wanted = sk.mean_poisson_deviance(label, np.maximum(prediction, SMALLEST_RATE))
+    assert metrics["poisson_deviance"] == pytest.approx(wanted) and metrics.keys() == {
+        "poisson_deviance",
+        "rmse",
+        "mae",
+    }
+    assert metrics["rmse"] == pytest.approx(sk.root_mean_squared_error(label, prediction))
+    assert row_values(table, COUNT, ["m"], "poisson_deviance")[1]["m"].mean() == pytest.approx(wanted)
+
+
 def test_slices(binary: tuple[DataFrame, np.ndarray, np.ndarray]) -> None:
     rows, label, score = binary
     slices = by_slice(rows.where("candidate = 'm'"), BINARY, ["slice_s"])
@@ -105,7 +127,7 @@ def test_slices(binary: tuple[DataFrame, np.ndarray, np.ndarray]) -> None:
 
 def test_models_are_compared_on_the_same_rows(binary: tuple[DataFrame, np.ndarray, np.ndarray]) -> None:
     rows, label, score = binary
-    labels, values = row_values(rows, ["m", "n"], "auc")
+    labels, values = row_values(rows, BINARY, ["m", "n"], "auc")
     assert len(labels) == 3000
     assert sk.roc_auc_score(labels, values["m"]) == pytest.approx(sk.roc_auc_score(label, score))
     assert sk.roc_auc_score(labels, values["n"]) == pytest.approx(sk.roc_auc_score(label, score[::-1]))
@@ -114,7 +136,7 @@ def test_models_are_compared_on_the_same_rows(binary: tuple[DataFrame, np.ndarra
 def test_a_model_without_the_metric_is_left_out(spark: SparkSession) -> None:
     svc = [("svc", "test", i, None, float(i % 2), float(i % 2), i - 5.0, None) for i in range(10)]
     other = [("lr", "test", i, None, float(i % 2), float(i % 2), 0.5, [0.5, 0.5]) for i in range(10)]
-    labels, values = row_values(spark.createDataFrame([*svc, *other], SCHEMA), ["svc", "lr"], "log_loss")
+    labels, values = row_values(spark.createDataFrame([*svc, *other], SCHEMA), BINARY, ["svc", "lr"], "log_loss")
     assert len(labels) == 10 and values.keys() == {"lr"}
     np.testing.assert_allclose(values["lr"], np.log(2))
 

@@ -103,6 +103,12 @@ UNWEIGHTED = frozenset({"FMClassifier", "MultilayerPerceptronClassifier"})  # cl
 REGRESSORS = frozenset(name for name in ESTIMATORS if name.endswith(("Regressor", "Regression"))) - {
     "LogisticRegression"
 }
+ESTIMATORS_OF = {  # by the kind of label that they learn
+    "binary": frozenset(ESTIMATORS) - REGRESSORS,
+    "multiclass": frozenset(ESTIMATORS) - REGRESSORS,
+    "real": REGRESSORS,
+    "count": REGRESSORS,
+}
 TREES = frozenset(name for name in ESTIMATORS if name.startswith(("DecisionTree", "GBT", "RandomForest")))
 
 # Optimizers of torch.optim that take a step without a closure, with the parameters a config may set.

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipelines.config.base import Name, Section
-from pipelines.config.data import RESERVED_COLUMNS
+from pipelines.config.data import NUMERIC, RESERVED_COLUMNS
 from pipelines.config.steps import Step
 
 IMPUTERS = ("impute_mean", "impute_median", "impute_most_frequent", "impute_constant")
@@ -16,6 +16,10 @@ ENCODERS = ("frequency", "target")
 DATES = ("date", "age")
 WHOLE = ("image", "vector", "sparse")  # steps that take one column as it is
 LISTS = ("bag", "sequence")  # what ends the steps of a list
+
+LabelKind = Literal["binary", "multiclass", "real", "count"]
+NUMBERS = ("real", "count")  # kinds of label that are a number, and predicted as one
+_CLASS_TYPES = (*NUMERIC, "string", "boolean", "date", "timestamp")
 
 
 class Input(Section):
@@ -143,7 +147,9 @@ class Label(Section):
     """What is predicted."""
 
     column: Name = Field(description="The column of the source.")
-    kind: Literal["binary", "multiclass", "real"] = Field(description="Two classes, several classes, or a number.")
+    kind: LabelKind = Field(
+        description="Two classes, several classes, a number, or a count: a whole number of at least 0, whose rate is learned."
+    )
     positive: list[str | int | float] = Field(default=[], description="binary: the values that count as 1.")
     negative: list[str | int | float] = Field(
         default=[], description="binary: the values that count as 0. Empty: every other value."
@@ -161,6 +167,11 @@ class Label(Section):
         if self.kind != "multiclass" and self.classes:
             raise ValueError(f"'classes' belongs to a multiclass label, seen kind {self.kind!r}")
         return self
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """The types that the column may have."""
+        return NUMERIC if self.kind in NUMBERS else _CLASS_TYPES
 
 
 class Layout(Section):

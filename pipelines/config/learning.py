@@ -115,7 +115,11 @@ class Schedule(Named):
 class EarlyStopping(Section):
     """Stop when the validation split no longer improves, and keep the best epoch."""
 
-    metric: Literal["loss", "accuracy", "rmse"] = Field(default="loss", description="The validation metric watched.")
+    metric: str = Field(
+        default="loss",
+        description="The validation metric watched: loss, or one of the label's kind that a validation pass gives, which is "
+        "all but ks, and log_loss, which is the loss.",
+    )
     patience: Positive = Field(default=3, description="Epochs without improvement before the run stops.")
 
 

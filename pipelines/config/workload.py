@@ -3,27 +3,28 @@
 import re
 from collections.abc import Mapping
 from datetime import time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from pipelines.config import catalog
 from pipelines.config.base import Name, Natural, Positive, Section, Strings, known_name
 from pipelines.config.data import NUMERIC, Source
-from pipelines.config.features import Features, Input
+from pipelines.config.features import NUMBERS, Features, Input
 from pipelines.config.learning import Estimator, Model, Train
 from pipelines.config.mining import Mine, check_mine
 from pipelines.config.split import Split, utc
 from pipelines.config.tuning import Tune, check_spaces, with_values
 
-METRICS = ("accuracy", "log_loss", "auc", "pr_auc", "ks", "rmse", "mae", "r2")
-LOWER_IS_BETTER = frozenset({"log_loss", "rmse", "mae"})
-METRICS_OF = {
-    "binary": ("accuracy", "log_loss", "auc", "pr_auc", "ks"),
+Metric = Literal["accuracy", "log_loss", "auc", "pr_auc", "ks", "poisson_deviance", "rmse", "mae", "r2"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+LOWER_IS_BETTER = frozenset({"log_loss", "poisson_deviance", "rmse", "mae"})
+METRICS_OF: dict[str, tuple[Metric, ...]] = {  # by kind of label; the first one is the gate's where it names none
+    "binary": ("auc", "accuracy", "log_loss", "pr_auc", "ks"),
     "multiclass": ("accuracy", "log_loss"),
     "real": ("rmse", "mae", "r2"),
+    "count": ("poisson_deviance", "rmse", "mae"),
 }
-Metric = Literal["accuracy", "log_loss", "auc", "pr_auc", "ks", "rmse", "mae", "r2"]
 
 
 class Bounds(Section):
@@ -38,7 +39,8 @@ class Gate(Section):
 
     metric: Metric | None = Field(
         default=None,
-        description="Picks the candidate on the validation split. Default: auc, accuracy or rmse by label kind.",
+        description="Picks the candidate on the validation split. Default: that of the label's kind: auc (binary), accuracy "
+        "(multiclass), rmse (real), poisson_deviance (count).",
     )
     require: dict[Metric, Bounds] = Field(default={}, description="Bounds on test metrics.")
     champion_confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(
@@ -123,7 +125,13 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _columns(self) -> "Config":
-        known_name("features.label.column: a column of the schema", self.features.label.column, [*self.source.columns])
+        label = self.features.label
+        known_name("features.label.column: a column of the schema", label.column, [*self.source.columns])
+        if (dtype := self.source.columns[label.column]) not in label.types:
+            raise ValueError(
+                f"features.label.column: wanted type {' or '.join(label.types)} for a {label.kind} label, seen "
+                f"{label.column!r}, {dtype}"
+            )
         columns = list(self.source.ingested)
         for name, group in self.features.inputs.items():
             against = [step.age.against for step in group.steps if step.age]
@@ -136,7 +144,7 @@ class Config(Section):
                     )
             for column in (*group.columns, *against):
                 known_name(f"features.inputs.{name}.columns: a column of the schema", column, columns)
-                if column == self.features.label.column:
+                if column == label.column:
                     raise ValueError(f"features.inputs.{name}.columns: wanted inputs, seen the label {column!r}")
                 self._check_type(name, column, self.source.ingested[column], group)
         for where, names in (
@@ -189,7 +197,7 @@ class Config(Section):
         for name, group in self.features.inputs.items():
             if kind == "multiclass" and any(step.name == "target" for step in group.steps):
                 raise ValueError(
-                    f"features.inputs.{name}.steps: 'target' takes a binary or a real label, seen {kind}; use frequency"
+                    f"features.inputs.{name}.steps: 'target' takes a binary, real or count label, seen {kind}; use frequency"
                 )
         return self
 
@@ -198,7 +206,7 @@ class Config(Section):
         kind = self.features.label.kind
         names = [estimator.estimator for estimator in self.classic]
         for name in names:
-            if (name in catalog.REGRESSORS) != (kind == "real"):
+            if name not in catalog.ESTIMATORS_OF[kind]:
                 raise ValueError(f"classic: {name} does not fit a {kind} label")
             if names.count(name) > 1:
                 raise ValueError(f"classic: wanted each estimator once, seen {name} {names.count(name)} times")
@@ -222,7 +230,14 @@ class Config(Section):
             if "validation" not in self.split.names:
                 raise ValueError(f"split.validation: wanted, because validationTol of {name} watches it; seen none")
             if self.features.label.kind == "multiclass":
-                raise ValueError(f"classic: {name}: validationTol: wanted a binary or real label, seen multiclass")
+                raise ValueError(
+                    f"classic: {name}: validationTol: wanted a binary, real or count label, seen multiclass"
+                )
+        stopping, kind = self.train.early_stopping, self.features.label.kind
+        if stopping and stopping.metric != "loss":
+            unseen = ("ks", "log_loss")  # the loss of classes is their log loss
+            known = [metric for metric in METRICS_OF[kind] if metric not in unseen]
+            known_name(f"train.early_stopping.metric: a metric of a {kind} label", stopping.metric, ["loss", *known])
         return self
 
     @model_validator(mode="after")
@@ -230,8 +245,8 @@ class Config(Section):
         if self.class_weights is None:
             return self
         label = self.features.label
-        if label.kind == "real":
-            raise ValueError("class_weights: wanted a label of classes, seen kind 'real'")
+        if label.kind in NUMBERS:
+            raise ValueError(f"class_weights: wanted a label of classes, seen kind {label.kind!r}")
         for name in (estimator.estimator for estimator in self.classic if estimator.estimator in catalog.UNWEIGHTED):
             raise ValueError(f"class_weights: {name} takes no weights; leave it out, or them")
         if label.kind == "binary" and self.class_weights != "balanced":
@@ -274,5 +289,4 @@ class Config(Section):
     @property
     def gate_metric(self) -> Metric:
         """The metric that picks the candidate."""
-        defaults: dict[str, Metric] = {"binary": "auc", "multiclass": "accuracy", "real": "rmse"}
-        return self.gate.metric or defaults[self.features.label.kind]
+        return self.gate.metric or METRICS_OF[self.features.label.kind][0]

@@ -70,7 +70,7 @@ def transform(
 def with_label(rows: DataFrame, label: FittedLabel) -> DataFrame:
     """`rows` with a column `label`: a class index, a number, or null where the value is outside the label's set."""
     value = F.col(label.spec.column)
-    if label.spec.kind == "real":
+    if label.spec.is_number:
         return rows.withColumn("label", value.cast("double"))
     text = value.cast("string")
     if label.spec.kind == "binary":

@@ -9,7 +9,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.config import Config
-from pipelines.config.features import Input, Label
+from pipelines.config.features import NUMBERS, Input, Label
 from pipelines.errors import DataError
 from pipelines.features.fit_categories import fit_category
 from pipelines.features.fit_numbers import Asking, fit_number, number_places
@@ -132,14 +132,24 @@ def _aggregates(config: Config) -> dict[str, Column]:
         if group.whole:
             found |= whole_aggregates(name, config)
     label = config.features.label
-    if label.kind == "real":
-        value = F.col(label.column).cast("double")
+    if label.kind in NUMBERS:
+        value, fits = F.col(label.column).cast("double"), _fits(label)
         found |= {
-            "label:missing": F.count_if(value.isNull()),
+            "label:unfit": F.count_if(~fits),
+            "label:example": F.min(F.when(~fits, value)),
             "label:mean": F.avg(in_train(value)),
             "label:variance": F.var_pop(in_train(value)),
         }
     return found
+
+
+def _fits(label: Label) -> Column:
+    """Whether a row's label is a number of its kind."""
+    value = F.col(label.column).cast("double")
+    fits = value.isNotNull()
+    if label.kind == "count":
+        fits = F.coalesce((value >= 0) & (value % 1 == 0), F.lit(False))  # of NaN and infinity the rest is NaN
+    return fits
 
 
 def _fit_input(
@@ -163,12 +173,8 @@ def _fit_input(
 
 def _fit_label(label: Label, dtype: str, stats: Stats, counted: Counted) -> FittedLabel:
     where = f"features.label: column {label.column!r}"
-    if label.kind == "real":
-        if stats["label:missing"]:
-            raise DataError(f"{where}: wanted a number in every row, seen {stats['label:missing']:,} missing")
-        std = math.sqrt(stats["label:variance"])
-        spec = LabelSpec(kind="real", column=label.column, mean=stats["label:mean"], std=std if std > 0 else 1.0)
-        return FittedLabel(spec=spec)
+    if label.kind in NUMBERS:
+        return FittedLabel(spec=_number_spec(label, stats, where))
     seen = counted.label
     positive, negative = class_texts(label.positive, dtype), class_texts(label.negative, dtype)
     if label.kind == "binary":
@@ -188,6 +194,17 @@ def _fit_label(label: Label, dtype: str, stats: Stats, counted: Counted) -> Fitt
         counts = tuple(of_train.get(value, 0) for value in classes)
     spec = LabelSpec(kind=label.kind, column=label.column, classes=classes, counts=counts)
     return FittedLabel(spec=spec, positive=positive, negative=negative)
+
+
+def _number_spec(label: Label, stats: Stats, where: str) -> LabelSpec:
+    if unfit := stats["label:unfit"]:
+        wanted = {"real": "a number", "count": "a whole number of at least 0"}[label.kind]
+        seen = "missing" if stats["label:example"] is None else f"without, such as {stats['label:example']:g}"
+        raise DataError(f"{where}: wanted {wanted} in every row, seen {unfit:,} {seen}")
+    if label.kind == "count" and not stats["label:mean"]:
+        raise DataError(f"{where}: wanted a count above 0 in some training row, seen none")
+    std = math.sqrt(stats["label:variance"])
+    return LabelSpec(kind=label.kind, column=label.column, mean=stats["label:mean"], std=std if std > 0 else 1.0)
 
 
 def _natural(value: str) -> tuple[float, str]:

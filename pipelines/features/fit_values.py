@@ -17,7 +17,7 @@ from pyspark.sql import types as T
 from pyspark.storagelevel import StorageLevel
 
 from pipelines.config import Config
-from pipelines.config.features import Features, Input, Label
+from pipelines.config.features import NUMBERS, Features, Input, Label
 from pipelines.config.steps import Hash, Target, Tokens
 from pipelines.errors import DataError
 from pipelines.features.apply import bucket, category_text, fold
@@ -53,7 +53,7 @@ class Counted:
     Attributes:
         columns: Most frequent first, ties in the order of the values; those that fit the driver.
         large: The counts of the others: `value`, `rows` (array<bigint>) and `labels` (array<double>) by fold.
-        label: Those of the label in all rows, its `labels` how many of them are training rows; empty for a real label.
+        label: Those of the label in all rows, its `labels` how many of them are training rows; empty for a number.
         is_unique: No two rows have one `row_id`, where the source has a key. None: nothing was counted.
     """
 
@@ -76,7 +76,7 @@ def counted_values(rows: DataFrame, config: Config) -> Iterator[Counted]:
         if group.reads_values and (not isinstance(group.reads_values.options, Hash) or group.has_idf)
         for place in range(len(group.sources))
     ]
-    if not places and features.label.kind == "real":
+    if not places and features.label.kind in NUMBERS:
         yield Counted()
         return
     counts = _counts(rows, config, places).persist(StorageLevel.MEMORY_AND_DISK)
@@ -122,7 +122,7 @@ def _counts(rows: DataFrame, config: Config, places: Sequence[Place]) -> DataFra
     def entry_of(number: int) -> Callable[[Column], Column]:
         return lambda value: entry(number, value, F.lit(0))
 
-    of_all = [] if label.kind == "real" else [entry(_LABEL, F.col(label.column).cast("string"), F.lit(0))]
+    of_all = [] if label.kind in NUMBERS else [entry(_LABEL, F.col(label.column).cast("string"), F.lit(0))]
     if config.source.key:
         of_all.append(entry(_KEY, F.col(ROW_ID).cast("string"), F.lit(0)))
     rows = _with_tokens(rows, features)
@@ -208,7 +208,7 @@ def _collected(counts: DataFrame) -> dict[int, list[Count]]:
 def label_value(label: Label, dtype: str) -> Column:
     """The label as target encoding averages it: 1 for positive, 0 for other classes, or its own value."""
     value = F.col(label.column)
-    if label.kind == "real":
+    if label.kind in NUMBERS:
         return value.cast("double")
     return value.cast("string").isin(*class_texts(label.positive, dtype)).cast("double")
 

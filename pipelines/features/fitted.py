@@ -360,7 +360,7 @@ class FittedFeatures(_Frozen):
         columns = [Column(name="row_id", kind="row_id", dtype="int64")]
         for fitted in self.inputs:
             columns += _columns_of(fitted, sparse_widths.get(fitted.name, 0))
-        dtype: Literal["int64", "float64"] = "float64" if self.label.spec.kind == "real" else "int64"
+        dtype: Literal["int64", "float64"] = "float64" if self.label.spec.is_number else "int64"
         columns.append(Column(name="label", kind="label", dtype=dtype))
         return Contract(columns=tuple(columns), label=self.label.spec)
 

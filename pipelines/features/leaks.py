@@ -24,9 +24,14 @@ from pipelines.lake import LabelSpec, Snapshot
 from pipelines.session import spark_progress
 
 TELLS_THE_LABEL = 0.99
-_FEWEST = 10  # rows of a class, or of a real label, below which chance may tell the label
+_FEWEST = 10  # rows of a class, or of a number, below which chance may tell the label
 _BINS = 1000
-_MEASURES = {"binary": "AUC", "multiclass": "balanced accuracy", "real": "rank correlation"}
+_MEASURES = {
+    "binary": "AUC",
+    "multiclass": "balanced accuracy",
+    "real": "rank correlation",
+    "count": "rank correlation",
+}
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ def telling_features(sample: Sample, label: LabelSpec) -> dict[str, float]:
     rows and tried on the other, so that ids that are all different tell nothing.
     """
     y = sample.whole("label").astype(np.float64) if sample.files else np.empty(0)
-    if len(y) < _FEWEST or (label.kind != "real" and np.unique(y, return_counts=True)[1].min() < _FEWEST):
+    if len(y) < _FEWEST or (not label.is_number and np.unique(y, return_counts=True)[1].min() < _FEWEST):
         return {}
     found = {}
     for column in sample.columns:

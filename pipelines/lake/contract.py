@@ -7,9 +7,11 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from pipelines.config.features import NUMBERS, LabelKind
 from pipelines.errors import ConfigError
 
 CONTRACT_KEY = "headrace.contract"
+SMALLEST_RATE = 1e-6  # a predicted rate below it counts as this in the Poisson deviance
 Dtype = Literal["bool", "int8", "uint8", "int16", "int32", "int64", "float32", "float64"]
 
 
@@ -69,16 +71,22 @@ class LabelSpec(Frozen):
     Attributes:
         classes: For class labels, the value behind each class index.
         counts: How many training rows each class has.
-        mean: For a real label, its mean over the training split; the networks learn (label - mean) / std.
-        std: Its standard deviation there, 1 where it is constant.
+        mean: For a number, its mean over the training split. For a real label the networks learn (label - mean) / std,
+            for a count log(rate / mean).
+        std: For a real label, its standard deviation there, 1 where it is constant.
     """
 
-    kind: Literal["binary", "multiclass", "real"]
+    kind: LabelKind
     column: str
     classes: tuple[str, ...] = ()
     counts: tuple[int, ...] = ()
     mean: float = 0.0
     std: float = 1.0
+
+    @property
+    def is_number(self) -> bool:
+        """Whether the label is a number, and predicted as one."""
+        return self.kind in NUMBERS
 
     @property
     def num_outputs(self) -> int:

@@ -1,6 +1,7 @@
 """A network from its name and parameters, what it is trained on, and the form in which it serves."""
 
 import inspect
+import math
 from importlib import import_module
 from typing import Any
 
@@ -39,9 +40,11 @@ def build_network(model: Model, contract: Contract) -> nn.Module:
 
 
 def summed_loss(outputs: Tensor, label: Tensor, spec: LabelSpec, *, weights: Tensor | None = None) -> Tensor:
-    """The sum of the rows' losses, shape (): cross entropy, binary cross entropy, or the squared error.
+    """The sum of the rows' losses, shape (): cross entropy, binary cross entropy, the squared error, or for a count the
+    negative log likelihood of Poisson's distribution without its constant.
 
-    A real label is taken in units of its training standard deviation.
+    A real label is taken in units of its training standard deviation; of a count the output is the logarithm of its
+    rate over the training mean.
 
     Args:
         outputs: Shape (B, K).
@@ -56,6 +59,8 @@ def summed_loss(outputs: Tensor, label: Tensor, spec: LabelSpec, *, weights: Ten
         of_rows = None if weights is None else weights[label.long()]
         target = label.to(outputs.dtype)
         return F.binary_cross_entropy_with_logits(outputs[:, 0], target, weight=of_rows, reduction="sum")
+    if spec.kind == "count":
+        return F.poisson_nll_loss(outputs[:, 0] + math.log(spec.mean), label.to(outputs.dtype), reduction="sum")
     return F.mse_loss(outputs[:, 0], ((label - spec.mean) / spec.std).to(outputs.dtype), reduction="sum")
 
 
@@ -65,13 +70,18 @@ def row_scores(outputs: Tensor, label: Tensor, spec: LabelSpec) -> Tensor:
         return (outputs.argmax(1) == label).to(torch.float32)
     if spec.kind == "binary":
         return ((outputs[:, 0] > 0) == (label > 0)).to(torch.float32)
-    return (outputs[:, 0].to(torch.float64) * spec.std + spec.mean - label) ** 2
+    return (predicted(outputs[:, 0].to(torch.float64), spec) - label) ** 2
+
+
+def predicted(outputs: Tensor, spec: LabelSpec) -> Tensor:
+    """The numbers that a network's outputs stand for, of the same shape: a label's value, or a count's rate."""
+    return torch.exp(outputs) * spec.mean if spec.kind == "count" else outputs * spec.std + spec.mean
 
 
 class Served(nn.Module):
     """A network with outputs as they are served, its forward's arguments named after the contract's inputs.
 
-    Probabilities of shape (B, classes) for a class label; for a real one its value, shape (B, 1).
+    Probabilities of shape (B, classes) for a class label; for a number its value, or its rate, shape (B, 1).
     """
 
     def __init__(self, network: nn.Module, contract: Contract) -> None:
@@ -93,4 +103,4 @@ class Served(nn.Module):
         if self.spec.kind == "binary":
             positive = torch.sigmoid(outputs)
             return torch.cat([1.0 - positive, positive], dim=1)
-        return torch.as_tensor(outputs * self.spec.std + self.spec.mean)
+        return predicted(outputs, self.spec)

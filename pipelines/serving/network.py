@@ -40,7 +40,7 @@ class NetworkModel:
 
 
 def _readable(outputs: npt.NDArray[np.float64], label: LabelSpec) -> pd.DataFrame:
-    if label.kind == "real":
+    if label.is_number:
         return pd.DataFrame({"prediction": outputs[:, 0]})
     classes = np.array(label.classes, dtype=object)
     found = pd.DataFrame({"prediction": classes[outputs.argmax(axis=1)], "probability": outputs.max(axis=1)})

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pipelines.config.workload import LOWER_IS_BETTER
 from pipelines.errors import ConfigError, DataError, TrainingError
 from pipelines.lake import ROW_ID, Contract, Snapshot
 from pipelines.models.build import build_network, summed_loss
@@ -298,8 +299,8 @@ class Trainer:
         metric = stopping.metric if stopping else "loss"
         value = result.metrics.get(f"validation_{metric}")
         if value is None:
-            raise ConfigError(f"train.early_stopping.metric: a {self.contract.label.kind} label has no {metric!r}")
-        return -value if metric == "accuracy" else value
+            raise ConfigError(f"train.early_stopping.metric: wanted {metric} on the validation split, seen none")
+        return value if metric in {"loss", *LOWER_IS_BETTER} else -value
 
     def _best(self) -> int:
         if self.train.early_stopping is None:

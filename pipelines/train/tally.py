@@ -34,9 +34,9 @@ class Sums(BaseModel):
         return self.loss / max(self.rows, 1)
 
     def metrics(self, spec: LabelSpec) -> dict[str, float]:
-        """Accuracy, or RMSE for a real label."""
+        """Accuracy, or RMSE of a number."""
         mean = self.score / max(self.rows, 1)
-        return {"rmse": mean**0.5} if spec.kind == "real" else {"accuracy": mean}
+        return {"rmse": mean**0.5} if spec.is_number else {"accuracy": mean}
 
 
 class Tally:

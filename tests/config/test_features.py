@@ -82,5 +82,7 @@ def test_sequences_are_for_networks(workload: Callable[..., Path]) -> None:
 def test_a_target_needs_a_mean(workload: Callable[..., Path]) -> None:
     label = {"column": "y", "kind": "multiclass"}
     features = {"label": label, "inputs": {"x": {"columns": ["color"], "steps": ["target"]}}}
-    with pytest.raises(ConfigError, match="'target' takes a binary or a real label, seen multiclass; use frequency"):
+    with pytest.raises(
+        ConfigError, match="'target' takes a binary, real or count label, seen multiclass; use frequency"
+    ):
         load_config(workload("", source=SOURCE, features=features))

@@ -36,7 +36,10 @@ def test_defaults_and_overrides() -> None:
         ("classic.0.estimator=LogisticRegresion", ["an estimator", "did you mean 'LogisticRegression'"]),
         ("classic.1={estimator: LogisticRegression}", ["each estimator once"]),
         ("classic.0.estimator=LinearRegression", ["LinearRegression does not fit a multiclass label"]),
-        ("classic.0={estimator: GBTClassifier, validationTol: 0.1}", ["validationTol: wanted a binary or real label"]),
+        (
+            "classic.0={estimator: GBTClassifier, validationTol: 0.1}",
+            ["validationTol: wanted a binary, real or count label"],
+        ),
         ("class_weights=balance", ["class_weights", "'balanced'", "seen 'balance'"]),
         ("class_weights={0: 0}", ["class_weights", "greater than 0"]),
         ("model.network=cn", ["a network", "did you mean 'cnn'"]),

@@ -50,6 +50,16 @@ def test_errors_of_a_real_label() -> None:
     assert found["mae"] == pytest.approx(sk.mean_absolute_error(labels, served), rel=1e-9)
 
 
+def test_deviance_of_a_count() -> None:
+    generator = np.random.default_rng(0)
+    labels = generator.poisson(2.5, ROWS).astype(np.float64)
+    outputs = generator.normal(size=ROWS).astype(np.float32)
+    found = on_two_ranks(LabelSpec(kind="count", column="y", mean=2.5), outputs, labels)
+    rates = 2.5 * np.exp(outputs.astype(np.float64))
+    assert found["poisson_deviance"] == pytest.approx(sk.mean_poisson_deviance(labels, rates), rel=1e-9)
+    assert found["mae"] == pytest.approx(sk.mean_absolute_error(labels, rates), rel=1e-9) and len(found) == 2
+
+
 def test_a_single_class_has_no_areas() -> None:
     spec = LabelSpec(kind="binary", column="y", classes=("0", "1"))
     assert on_two_ranks(spec, np.ones(4, dtype=np.float32), np.ones(4, dtype=np.int64)) == {}
