@@ -14,6 +14,7 @@ from pipelines.config.workload import LOWER_IS_BETTER
 
 Floats = npt.NDArray[np.float64]
 REPLICATES = 1000
+F1 = ("f1_micro", "f1_macro")  # made of counts over rows, of a row's hits and wrong answers: of all classes, of each
 RANKING = ("auc", "pr_auc", "ks")  # metrics that depend on the order of the scores alone
 
 
@@ -80,7 +81,8 @@ def resample(metric: str, label: Floats, models: Mapping[str, Floats], *, seed: 
         metric: Its name.
         label: For metrics of an order, 0 or 1. Shape (rows,).
         models: For metrics of an order each row's score, else its part of the mean (its loss, its hit; for `rmse` and
-            `r2` its squared error). Each of shape (rows,).
+            `r2` its squared error), each of shape (rows,); for F1 its counts, the hits and then the wrong answers, of
+            shape (rows, 2) or (rows, 2 * classes).
         seed: Of the draws.
     """
     rows = len(label)
@@ -93,6 +95,12 @@ def resample(metric: str, label: Floats, models: Mapping[str, Floats], *, seed: 
         for name, measure in measures.items():
             found[name][i] = measure(weights)
     return Resampled(metric, rows, {name: values for name, values in found.items() if not np.isnan(values[0])})
+
+
+def f1_score(hits: Floats, wrong: Floats) -> float:
+    """Mean over classes of 2 hits / (2 hits + wrong), where a hit is a true positive, and 0 for a class with neither."""
+    hits, wrong = np.atleast_1d(hits), np.atleast_1d(wrong)
+    return float(np.divide(2 * hits, 2 * hits + wrong, out=np.zeros(len(hits)), where=hits + wrong > 0).mean())
 
 
 def _bounds(values: Floats, confidence: float) -> tuple[float, float]:
@@ -115,6 +123,8 @@ class _Weighted:
     def __call__(self, weights: Floats) -> float:
         if self.metric in RANKING:
             return self._of_order(weights[self.order])
+        if self.metric in F1:
+            return f1_score(*np.split(weights @ self.values, 2))
         mean = float(np.dot(self.values, weights) / weights.sum())
         if self.metric == "r2":
             away = self.label - np.dot(self.label, weights) / weights.sum()

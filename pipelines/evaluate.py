@@ -31,6 +31,11 @@ from pipelines.tracking import ModelRef, Registered, Run
 CHAMPION = "champion"
 CONFIDENCE = 0.95  # of the intervals on the leaderboard
 _SLICE = "slice_"
+_HISTOGRAM_OF = {  # by kind of label: what the scores are compared with, and its two kinds of rows
+    "binary": ("share of class 1", ("class 0", "class 1")),
+    "multiclass": ("share right", ("predicted wrongly", "predicted rightly")),
+    "multilabel": ("share with the class", ("without the class", "with the class")),
+}
 
 
 def build(given: Given) -> Made:
@@ -217,15 +222,15 @@ def _plot(run: Run, test: DataFrame, chosen: str, spec: LabelSpec) -> None:
         label, prediction = sampled(best, ["label", "prediction"])
         run.figure("predicted.png", plots.predicted_against_true(label, prediction, chosen))
         return
-    run.figure("confusion.png", plots.confusion_matrix(confusion(best, spec), spec.classes, chosen))
+    if spec.kind != "multilabel":
+        run.figure("confusion.png", plots.confusion_matrix(confusion(best, spec), spec.classes, chosen))
     found = histograms(test.where(F.col("candidate") != CHAMPION), spec)
-    binary = spec.kind == "binary"
+    share, names = _HISTOGRAM_OF[spec.kind]
     if found:
-        run.figure("calibration.png", plots.calibration(found, "share of class 1" if binary else "share right"))
+        run.figure("calibration.png", plots.calibration(found, share))
     if chosen not in found:  # it has neither probabilities nor margins
         return
-    names = ("class 0", "class 1") if binary else ("predicted wrongly", "predicted rightly")
     run.figure("scores.png", plots.score_distribution(found[chosen], names, chosen))
-    if binary:
+    if spec.kind == "binary":
         run.figure("roc.png", plots.roc(found))
         run.figure("ks.png", plots.kolmogorov_smirnov(found[chosen], chosen))

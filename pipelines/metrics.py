@@ -11,19 +11,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from pyspark.sql import Column, DataFrame, Row, Window
 from pyspark.sql import functions as F
 
-from pipelines.bootstrap import RANKING, Floats
+from pipelines import multilabel
+from pipelines.arrays import one_chunk
+from pipelines.bootstrap import F1, RANKING, Floats
 from pipelines.lake import UINT64, LabelSpec
 from pipelines.lake.contract import SMALLEST_RATE
+from pipelines.multilabel import minus_log
 
 Metrics = dict[str, float]
 HISTOGRAM_BINS = 1000
 MAX_SLICES = 50
 PAIRED_ROWS = 50_000
 _VARIANCE = "variance"  # of the labels
-_SMALLEST = 1e-15  # a probability of 0 counts as this in the log loss, as scikit-learn does
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,11 @@ def measure(scored: DataFrame, spec: LabelSpec) -> dict[tuple[str, str], Measure
     """Metrics by (candidate, split) of the table above."""
     by = ("candidate", "split")
     row_ids = F.sum(F.col("row_id").cast("decimal(20,0)")).alias("row_id_sum")
-    areas = ranking(scored, by=by) if spec.kind == "binary" else {}
+    others = _over_rows(scored, spec, by=by)
     found = {}
     for row in scored.groupBy(*by).agg(F.count("*").alias("rows"), row_ids, *_named(_means(spec))).collect():
         key = (row["candidate"], row["split"])
-        metrics = _metrics(row, spec) | areas.get(key, {})
+        metrics = _metrics(row, spec) | others.get(key, {})
         found[key] = Measured(metrics, rows=row["rows"], row_id_sum=int(row["row_id_sum"]) % UINT64)
     return found
 
@@ -61,6 +64,17 @@ def _metrics(row: Row, spec: LabelSpec) -> Metrics:
     if "r2" in found:
         found["r2"] = 1.0 - found["r2"] / variance if variance > 0 else math.nan
     return {name: value for name, value in found.items() if not math.isnan(value)}
+
+
+def _over_rows(scored: DataFrame, spec: LabelSpec, *, by: Sequence[str]) -> dict[tuple[Any, ...], Metrics]:
+    """The metrics of each group that are no means over its rows."""
+    match spec.kind:
+        case "binary":
+            return ranking(scored, by=by)
+        case "multilabel":
+            return multilabel.f1_scores(scored, by=by)
+        case _:
+            return {}
 
 
 def ranking(scored: DataFrame, *, by: Sequence[str]) -> dict[tuple[Any, ...], Metrics]:
@@ -113,6 +127,8 @@ def _parts(spec: LabelSpec) -> dict[str, Column]:
             return {"rmse": error * error, "mae": F.abs(error), "r2": error * error}
         case "count":
             return {"poisson_deviance": _deviance(), "rmse": error * error, "mae": F.abs(error)}
+        case "multilabel":
+            return multilabel.parts()
         case _:
             return {"accuracy": (error == 0).cast("double"), "log_loss": _log_loss()}
 
@@ -125,9 +141,7 @@ def _deviance() -> Column:
 
 def _log_loss() -> Column:
     """-log of the probability that the model gave to the row's class; null where it gives none."""
-    given = F.get("probabilities", F.col("label").cast("int"))
-    bounded = F.greatest(F.least(given, F.lit(1.0 - _SMALLEST)), F.lit(_SMALLEST))
-    return F.when(given.isNotNull(), -F.log(bounded))  # least and greatest skip nulls
+    return minus_log(F.get("probabilities", F.col("label").cast("int")))
 
 
 def confusion(scored: DataFrame, spec: LabelSpec) -> np.ndarray[Any, Any]:
@@ -140,11 +154,12 @@ def confusion(scored: DataFrame, spec: LabelSpec) -> np.ndarray[Any, Any]:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Rows by score: of a binary label its score, else the probability of the predicted class.
+    """Rows by score: of a binary label its score, of a multilabel one the probability of each class, else that of the
+    predicted class.
 
     Attributes:
         mean: Mean score of each bin, nan where it is empty. Shape (bins,).
-        positive: Rows of class 1 (else: rows predicted rightly). Shape (bins,).
+        positive: Rows of class 1, or of the class (else: rows predicted rightly). Shape (bins,).
         negative: The others. Shape (bins,).
     """
 
@@ -159,6 +174,9 @@ def histograms(scored: DataFrame, spec: LabelSpec) -> dict[str, Histogram]:
         margin = F.col("probabilities").isNull()
         score = F.when(margin, 1.0 / (1.0 + F.exp(-F.col("score")))).otherwise(F.col("score"))
         hit = F.col("label") == 1
+    elif spec.kind == "multilabel":
+        scored = scored.select("candidate", F.explode(multilabel.pairs()).alias("of"))
+        score, hit = F.col("of.share"), F.col("of.has") == 1
     else:
         score = F.array_max("probabilities")
         hit = F.col("label") == F.col("prediction")
@@ -189,9 +207,9 @@ def by_slice(scored: DataFrame, spec: LabelSpec, columns: Sequence[str]) -> list
         sizes = scored.groupBy(column).agg(F.count("*").alias("rows"), *_named(_means(spec)))
         rows = sizes.orderBy(F.desc("rows"), column).limit(MAX_SLICES).collect()
         shown = F.col(column).isin([row[column] for row in rows if row[column] is not None]) | F.col(column).isNull()
-        areas = ranking(scored.where(shown), by=[column]) if spec.kind == "binary" else {}
+        others = _over_rows(scored.where(shown), spec, by=[column])
         for row in rows:
-            metrics = _metrics(row, spec) | areas.get((row[column],), {})
+            metrics = _metrics(row, spec) | others.get((row[column],), {})
             found.append({"column": column, "value": row[column], "rows": row["rows"], "metrics": metrics})
     return found
 
@@ -201,7 +219,7 @@ def row_values(
 ) -> tuple[Floats, dict[str, Floats]]:
     """Labels, and what each model did with the same rows, as `bootstrap.resample` takes them.
 
-    At most `PAIRED_ROWS` rows, so that the driver's memory does not grow. Models that give no such value, as a margin
+    At most `PAIRED_ROWS` rows, or values a class, so that the driver's memory does not grow. Models that give no such value, as a margin
     has no log loss, are left out.
 
     Args:
@@ -210,24 +228,39 @@ def row_values(
         models: The candidates wanted.
         metric: Its name.
     """
-    value = F.col("score") if metric in RANKING else _parts(spec)[metric]
+    label = F.lit(0.0) if spec.kind == "multilabel" else F.col("label")  # whose metrics do not ask for it
+    num_rows = max(1, PAIRED_ROWS // len(spec.classes)) if metric == "f1_macro" else PAIRED_ROWS
     place = F.array_position(F.array(*map(F.lit, models)), F.col("candidate"))
-    rows = scored.select(
-        "row_id", place.alias("place"), F.col("label").cast("double").alias("label"), value.alias("value")
+    rows = scored.select("row_id", place.alias("place"), label.alias("label"), _row_value(spec, metric).alias("value"))
+    places, labels, values = sampled(
+        rows.where("place > 0"), ["place", "label", "value"], times=len(models), num_rows=num_rows
     )
-    places, label, values = sampled(rows.where("place > 0"), ["place", "label", "value"], times=len(models))
     of_model = {name: values[places == number] for number, name in enumerate(models, start=1)}
-    return label[places == 1], {name: found for name, found in of_model.items() if not np.isnan(found).any()}
+    return labels[places == 1], {name: found for name, found in of_model.items() if not np.isnan(found).any()}
 
 
-def sampled(rows: DataFrame, columns: Sequence[str], *, times: int = 1) -> list[Floats]:
-    """Some columns of at most `PAIRED_ROWS` rows, chosen by a hash of the row id. Each of shape (rows,).
+def _row_value(spec: LabelSpec, metric: str) -> Column:
+    """What `bootstrap.resample` takes of a row."""
+    if metric in RANKING:
+        return F.col("score")
+    return multilabel.counts(metric) if metric in F1 else _parts(spec)[metric]
+
+
+def sampled(rows: DataFrame, columns: Sequence[str], *, times: int = 1, num_rows: int = PAIRED_ROWS) -> list[Floats]:
+    """Some columns of a number of rows, chosen by a hash of the row id. Each of shape (rows,), or (rows, width) of lists.
 
     Args:
         rows: Each row id as often as the others.
-        columns: Numbers.
+        columns: Numbers, or lists of one width.
         times: How often.
+        num_rows: At most so many.
     """
     by_hash = rows.orderBy(F.xxhash64("row_id", F.lit("sample")), "row_id")
-    sample = by_hash.limit(PAIRED_ROWS * times).select(*columns).toPandas()
-    return [sample[name].to_numpy(dtype=np.float64) for name in columns]
+    sample = by_hash.limit(num_rows * times).select(*columns).toArrow()
+    return [_as_array(one_chunk(sample[name])) for name in columns]
+
+
+def _as_array(column: pa.Array) -> Floats:
+    if pa.types.is_list(column.type):
+        return _as_array(column.flatten()).reshape(len(column), -1)
+    return column.to_numpy(zero_copy_only=False).astype(np.float64)  # null is NaN

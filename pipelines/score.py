@@ -30,6 +30,7 @@ from pipelines.features.split import with_split
 from pipelines.ingest import parse
 from pipelines.joins import join_as_of
 from pipelines.lake import Contract, LabelSpec, Snapshot, scratch_path, table_path
+from pipelines.lake.contract import HAS_CLASS
 from pipelines.session import get_session
 from pipelines.stage import Given, Made
 from pipelines.tables import read_table, write_table
@@ -79,7 +80,8 @@ def predict(features: DataFrame, model: Loaded, *, keep: Sequence[str]) -> DataF
         keep: Columns of `features` to pass through.
 
     Returns:
-        `keep`; `prediction`, a class index or the label's value; `score`, which ranks rows for a binary label
+        `keep`; `prediction`, a class index or the label's value, null for a multilabel label, whose classes are those
+        with a probability of at least `HAS_CLASS`; `score`, which ranks rows for a binary label
         (the probability of class 1, or a margin), null for others; `probabilities` of the classes, null where the
         model has none.
     """
@@ -166,13 +168,17 @@ class _TorchBatches:
         label: LabelSpec = self.contract.label
         outputs = outputs.astype(np.float64)
         nothing = pa.nulls(batch.num_rows, pa.float64())
-        prediction, score, probabilities = outputs[:, 0], nothing, pa.nulls(batch.num_rows, pa.list_(pa.float64()))
+        prediction, score, probabilities = (
+            pa.array(outputs[:, 0]),
+            nothing,
+            pa.nulls(batch.num_rows, pa.list_(pa.float64())),
+        )
         if not label.is_number:
-            prediction = outputs.argmax(axis=1).astype(np.float64)
+            prediction = nothing if label.kind == "multilabel" else pa.array(outputs.argmax(axis=1).astype(np.float64))
             probabilities = as_column(outputs)
         if label.kind == "binary":
             score = pa.array(outputs[:, 1])
-        columns = [*[batch.column(name) for name in self.keep], pa.array(prediction), score, probabilities]
+        columns = [*[batch.column(name) for name in self.keep], prediction, score, probabilities]
         return pa.RecordBatch.from_arrays(columns, [*self.keep, "prediction", "score", "probabilities"])
 
 
@@ -209,10 +215,15 @@ def build(given: Given) -> Made:
 
 
 def readable(scored: DataFrame, label: LabelSpec, keep: Sequence[str]) -> DataFrame:
-    """Predictions in the label's own terms: the class's value instead of its index, and its probability."""
+    """Predictions in the label's own terms: the class's value instead of its index, and its probability; or the values of
+    all classes that a multilabel row is said to have.
+    """
     if label.is_number:
         return scored.select(*keep, "prediction")
     names = F.array(*[F.lit(name) for name in label.classes])
+    if label.kind == "multilabel":
+        chosen = F.zip_with(names, "probabilities", lambda name, share: F.when(share >= HAS_CLASS, name))
+        return scored.select(*keep, F.array_compact(chosen).alias("prediction"), "probabilities")
     place = F.col("prediction").cast("int")
     return scored.select(
         *keep,

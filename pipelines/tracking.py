@@ -425,6 +425,8 @@ def _signature(bundle: Bundle) -> "ModelSignature":
     outputs: _Specs
     if bundle.contract.label.is_number:
         outputs = [ColSpec(DataType.double, "prediction")]
+    elif bundle.contract.label.kind == "multilabel":
+        outputs = [ColSpec(Array(DataType.string), "prediction"), ColSpec(Array(DataType.double), "probabilities")]
     else:
         outputs = [
             ColSpec(DataType.string, "prediction"),

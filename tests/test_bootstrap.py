@@ -45,6 +45,18 @@ def test_errors_of_a_real_label() -> None:
     assert _Weighted("rmse", label, squared)(weights.astype(float)) == pytest.approx(sk.root_mean_squared_error(*rows))
 
 
+@pytest.mark.parametrize("average", ["micro", "macro"])
+def test_f1_of_drawn_rows(average: str) -> None:
+    generator = np.random.default_rng(0)
+    has, said = generator.random((200, 3)) < 0.3, generator.random((200, 3)) < 0.4
+    weights = generator.integers(0, 4, 200)
+    hits, wrong = (has & said).astype(float), (has != said).astype(float)
+    counts = [hits, wrong] if average == "macro" else [hits.sum(axis=1), wrong.sum(axis=1)]
+    wanted = sk.f1_score(np.repeat(has, weights, axis=0), np.repeat(said, weights, axis=0), average=average)
+    found = _Weighted(f"f1_{average}", np.zeros(200), np.column_stack(counts))(weights.astype(float))
+    assert found == pytest.approx(wanted)
+
+
 def test_an_interval_is_as_wide_as_theory_says() -> None:
     hits = (np.random.default_rng(0).random(2000) < 0.8).astype(float)
     interval = resample("accuracy", hits, {"m": hits}, seed=0).interval("m", confidence=0.95)

@@ -93,6 +93,35 @@ def test_a_count(spark: SparkSession, lake: Path, workload: Workload) -> None:
     assert_served_as_scored(spark, rows, ["prediction"])
 
 
+def test_several_classes_a_row(spark: SparkSession, lake: Path, workload: Workload) -> None:
+    _, rows = numbers()
+    has = {"calm": -rows.a, "left": rows.a + rows.b - 0.5, "up": rows.b}
+    rows["y"] = [[name for name in ("up", "calm", "left") if has[name][i] > 0] for i in range(len(rows))]
+    receipts = chain(
+        spark,
+        workload,
+        rows,
+        "a double, b double, y array<string>",
+        features=features({"column": "y", "kind": "multilabel"}),
+        classic=None,
+        model=MLP,
+        train=TRAIN | {"early_stopping": {"metric": "f1_micro"}},
+    )
+    contract = features_of(spark, receipts, "train")[0].contract
+    assert contract is not None and contract.label.classes == ("calm", "left", "up")
+    train, test = labels_of(spark, receipts, "train"), labels_of(spark, receipts, "test")
+    assert train.shape[1] == 3 and train.dtype == np.int8 and contract.label.counts == tuple(train.sum(axis=0))
+    metrics = metrics_of(receipts, "mlp")
+    constant = np.tile(train.mean(axis=0) >= 0.5, (len(test), 1))
+    assert metrics["f1_micro"] > 0.9 > sk.f1_score(test, constant, average="micro") + 0.2
+    assert metrics["hamming_loss"] < 0.1 and metrics["log_loss"] < 0.3 and metrics["f1_macro"] > 0.9
+    epoch = receipts["train"].result["epochs"][-1]["metrics"]
+    assert {"hamming_loss", "validation_f1_micro", "validation_log_loss"} <= epoch.keys()
+    assert_served_as_scored(spark, rows, ["prediction", "probabilities"])
+    table = spark.read.format("delta").load(str(table_path("tiny", "predictions")))
+    assert table.where("array_contains(prediction, 'up') != (probabilities[2] >= 0.5)").count() == 0
+
+
 def _names(receipts: dict[str, Receipt]) -> list[str]:
     return [candidate["name"] for candidate in receipts["evaluate"].result["candidates"]]
 
@@ -108,6 +137,29 @@ def unfit(spark: SparkSession, workload: Workload, label: dict[str, Any], values
     with pytest.raises(DataError) as refused:
         fit(values, config)
     return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("lists", "message"),
+    [
+        ([["x"], None], "wanted one of x, y, seen None (1 rows)"),
+        ([["x"], ["y", None]], "seen None (1 rows)"),
+        ([["x"], ["z", "z"]], "seen 'z' (1 rows); mend rows or classes"),
+    ],
+)
+def test_classes_outside_those_of_the_config(
+    spark: SparkSession, workload: Workload, lists: list[list[str] | None], message: str
+) -> None:
+    rows = [(1.0, values, split) for values, split in zip(lists, ("train", "test"), strict=True)]
+    table = spark.createDataFrame(rows, "a double, y array<string>, _split string")
+    assert message in unfit(spark, workload, {"column": "y", "kind": "multilabel", "classes": ["x", "y"]}, table)
+
+
+def test_lists_without_any_class(spark: SparkSession, workload: Workload) -> None:
+    table = spark.createDataFrame([(1.0, [], "train"), (1.0, [], "test")], "a double, y array<int>, _split string")
+    assert "wanted a class in some row, seen none" in unfit(
+        spark, workload, {"column": "y", "kind": "multilabel"}, table
+    )
 
 
 @pytest.mark.parametrize(

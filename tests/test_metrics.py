@@ -6,6 +6,7 @@ from pyspark.sql import DataFrame, SparkSession
 from scipy.stats import ks_2samp
 from sklearn import metrics as sk
 
+from pipelines.bootstrap import resample
 from pipelines.lake import LabelSpec
 from pipelines.lake.contract import SMALLEST_RATE
 from pipelines.metrics import by_slice, confusion, histograms, measure, row_values
@@ -14,6 +15,7 @@ BINARY = LabelSpec(kind="binary", column="y", classes=("0", "1"))
 MULTI = LabelSpec(kind="multiclass", column="y", classes=("a", "b", "c"))
 REAL = LabelSpec(kind="real", column="y")
 COUNT = LabelSpec(kind="count", column="y")
+MULTILABEL = LabelSpec(kind="multilabel", column="y", classes=("a", "b", "c", "nowhere"))
 SCHEMA = (
     "candidate string, split string, row_id bigint, slice_s string, label double, prediction double, score double, "
     "probabilities array<double>"
@@ -114,6 +116,34 @@ def test_count(spark: SparkSession) -> None:
     }
     assert metrics["rmse"] == pytest.approx(sk.root_mean_squared_error(label, prediction))
     assert row_values(table, COUNT, ["m"], "poisson_deviance")[1]["m"].mean() == pytest.approx(wanted)
+
+
+def test_multilabel(spark: SparkSession) -> None:
+    generator = np.random.default_rng(3)
+    has = generator.random((300, 4)) < [0.5, 0.2, 0.05, 0.0]
+    shares = np.clip(np.round(0.4 * has + generator.random((300, 4)) * [0.7, 0.7, 0.7, 0.4], 2), 0.0, 1.0)
+    rows = [
+        ("m", "test", i, "even" if i % 2 == 0 else None, y, None, None, p)
+        for i, (y, p) in enumerate(zip(has.astype(float).tolist(), shares.tolist(), strict=True))
+    ]
+    table = spark.createDataFrame(rows, SCHEMA.replace("label double", "label array<double>"))
+    wanted = {
+        "f1_micro": sk.f1_score(has, shares >= 0.5, average="micro"),
+        "f1_macro": sk.f1_score(has, shares >= 0.5, average="macro", zero_division=0),
+        "hamming_loss": sk.hamming_loss(has, shares >= 0.5),
+        "log_loss": np.mean([sk.log_loss(y, p, labels=[False, True]) for y, p in zip(has, shares, strict=True)]),
+    }
+    assert measure(table, MULTILABEL)["m", "test"].metrics == pytest.approx(wanted, rel=1e-9)
+    even = next(s for s in by_slice(table, MULTILABEL, ["slice_s"]) if s["value"] == "even")
+    assert even["metrics"]["f1_macro"] == pytest.approx(
+        sk.f1_score(has[::2], shares[::2] >= 0.5, average="macro", zero_division=0)
+    )
+    for metric, value in wanted.items():
+        drawn = resample(metric, *row_values(table, MULTILABEL, ["m"], metric), seed=0)
+        interval = drawn.interval("m", confidence=0.95)
+        assert drawn.values["m"][0] == pytest.approx(value) and interval.low < value < interval.high
+    counts = histograms(table, MULTILABEL)["m"]
+    assert counts.positive.sum() == has.sum() and counts.positive.sum() + counts.negative.sum() == has.size
 
 
 def test_slices(binary: tuple[DataFrame, np.ndarray, np.ndarray]) -> None:

@@ -103,9 +103,10 @@ UNWEIGHTED = frozenset({"FMClassifier", "MultilayerPerceptronClassifier"})  # cl
 REGRESSORS = frozenset(name for name in ESTIMATORS if name.endswith(("Regressor", "Regression"))) - {
     "LogisticRegression"
 }
-ESTIMATORS_OF = {  # by the kind of label that they learn
+ESTIMATORS_OF: dict[str, frozenset[str]] = {  # by the kind of label that they learn
     "binary": frozenset(ESTIMATORS) - REGRESSORS,
     "multiclass": frozenset(ESTIMATORS) - REGRESSORS,
+    "multilabel": frozenset(),
     "real": REGRESSORS,
     "count": REGRESSORS,
 }

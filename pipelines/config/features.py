@@ -17,8 +17,9 @@ DATES = ("date", "age")
 WHOLE = ("image", "vector", "sparse")  # steps that take one column as it is
 LISTS = ("bag", "sequence")  # what ends the steps of a list
 
-LabelKind = Literal["binary", "multiclass", "real", "count"]
+LabelKind = Literal["binary", "multiclass", "multilabel", "real", "count"]
 NUMBERS = ("real", "count")  # kinds of label that are a number, and predicted as one
+LIST_TYPES = ("array<string>", "array<int>", "array<bigint>")  # columns of lists of values
 _CLASS_TYPES = (*NUMERIC, "string", "boolean", "date", "timestamp")
 
 
@@ -148,14 +149,15 @@ class Label(Section):
 
     column: Name = Field(description="The column of the source.")
     kind: LabelKind = Field(
-        description="Two classes, several classes, a number, or a count: a whole number of at least 0, whose rate is learned."
+        description="Two classes, one of several classes, any of several classes (a list of those that the row has), a "
+        "number, or a count: a whole number of at least 0, whose rate is learned."
     )
     positive: list[str | int | float] = Field(default=[], description="binary: the values that count as 1.")
     negative: list[str | int | float] = Field(
         default=[], description="binary: the values that count as 0. Empty: every other value."
     )
     classes: list[str | int | float] = Field(
-        default=[], description="multiclass: the classes in order. Empty: those of the training split, sorted."
+        default=[], description="multiclass, multilabel: the classes in order. Empty: those of the table, sorted."
     )
 
     @model_validator(mode="after")
@@ -164,13 +166,15 @@ class Label(Section):
             raise ValueError("wanted 'positive', the values that count as 1, for a binary label")
         if self.kind != "binary" and (self.positive or self.negative):
             raise ValueError(f"'positive' and 'negative' belong to a binary label, seen kind {self.kind!r}")
-        if self.kind != "multiclass" and self.classes:
-            raise ValueError(f"'classes' belongs to a multiclass label, seen kind {self.kind!r}")
+        if self.kind not in ("multiclass", "multilabel") and self.classes:
+            raise ValueError(f"'classes' belongs to a multiclass or multilabel label, seen kind {self.kind!r}")
         return self
 
     @property
     def types(self) -> tuple[str, ...]:
         """The types that the column may have."""
+        if self.kind == "multilabel":
+            return LIST_TYPES
         return NUMERIC if self.kind in NUMBERS else _CLASS_TYPES
 
 

@@ -85,8 +85,8 @@ class Leaks(Section):
     )
     label: Outcome = Field(
         default="warn",
-        description="A single feature tells the label: AUC (binary), balanced accuracy (multiclass) or rank correlation "
-        "(real, count) above 0.99.",
+        description="A single feature tells the label: AUC (binary; multilabel: of a class), balanced accuracy (multiclass) "
+        "or rank correlation (real, count) above 0.99.",
     )
 
 

@@ -10,18 +10,32 @@ from pydantic import Field, model_validator
 from pipelines.config import catalog
 from pipelines.config.base import Name, Natural, Positive, Section, Strings, known_name
 from pipelines.config.data import NUMERIC, Source
-from pipelines.config.features import NUMBERS, Features, Input
+from pipelines.config.features import LIST_TYPES, Features, Input
 from pipelines.config.learning import Estimator, Model, Train
 from pipelines.config.mining import Mine, check_mine
 from pipelines.config.split import Split, utc
 from pipelines.config.tuning import Tune, check_spaces, with_values
 
-Metric = Literal["accuracy", "log_loss", "auc", "pr_auc", "ks", "poisson_deviance", "rmse", "mae", "r2"]
+Metric = Literal[
+    "accuracy",
+    "f1_micro",
+    "f1_macro",
+    "hamming_loss",
+    "log_loss",
+    "auc",
+    "pr_auc",
+    "ks",
+    "poisson_deviance",
+    "rmse",
+    "mae",
+    "r2",
+]
 METRICS: tuple[Metric, ...] = get_args(Metric)
-LOWER_IS_BETTER = frozenset({"log_loss", "poisson_deviance", "rmse", "mae"})
+LOWER_IS_BETTER = frozenset({"hamming_loss", "log_loss", "poisson_deviance", "rmse", "mae"})
 METRICS_OF: dict[str, tuple[Metric, ...]] = {  # by kind of label; the first one is the gate's where it names none
     "binary": ("auc", "accuracy", "log_loss", "pr_auc", "ks"),
     "multiclass": ("accuracy", "log_loss"),
+    "multilabel": ("f1_micro", "f1_macro", "hamming_loss", "log_loss"),
     "real": ("rmse", "mae", "r2"),
     "count": ("poisson_deviance", "rmse", "mae"),
 }
@@ -40,7 +54,7 @@ class Gate(Section):
     metric: Metric | None = Field(
         default=None,
         description="Picks the candidate on the validation split. Default: that of the label's kind: auc (binary), accuracy "
-        "(multiclass), rmse (real), poisson_deviance (count).",
+        "(multiclass), f1_micro (multilabel), rmse (real), poisson_deviance (count).",
     )
     require: dict[Metric, Bounds] = Field(default={}, description="Bounds on test metrics.")
     champion_confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(
@@ -172,7 +186,7 @@ class Config(Section):
         step_names = [step.name for step in group.steps]
         wanted: tuple[str, ...] = (*NUMERIC, "boolean")
         if group.list_form:
-            wanted = ("string",) if "tokens" in step_names else ("array<string>", "array<int>", "array<bigint>")
+            wanted = ("string",) if "tokens" in step_names else LIST_TYPES
         elif group.reads_values:
             wanted = ("int", "bigint", "boolean", "string", "date")
         elif step_names == ["missing_indicator"]:
@@ -195,7 +209,7 @@ class Config(Section):
     def _targets(self) -> "Config":
         kind = self.features.label.kind
         for name, group in self.features.inputs.items():
-            if kind == "multiclass" and any(step.name == "target" for step in group.steps):
+            if kind not in ("binary", "real", "count") and any(step.name == "target" for step in group.steps):
                 raise ValueError(
                     f"features.inputs.{name}.steps: 'target' takes a binary, real or count label, seen {kind}; use frequency"
                 )
@@ -205,6 +219,10 @@ class Config(Section):
     def _models(self) -> "Config":
         kind = self.features.label.kind
         names = [estimator.estimator for estimator in self.classic]
+        if names and not catalog.ESTIMATORS_OF[kind]:
+            raise ValueError(
+                f"classic: MLlib has no estimator of a {kind} label; use a 'model', or a workload for each class"
+            )
         for name in names:
             if name not in catalog.ESTIMATORS_OF[kind]:
                 raise ValueError(f"classic: {name} does not fit a {kind} label")
@@ -235,7 +253,7 @@ class Config(Section):
                 )
         stopping, kind = self.train.early_stopping, self.features.label.kind
         if stopping and stopping.metric != "loss":
-            unseen = ("ks", "log_loss")  # the loss of classes is their log loss
+            unseen = ("ks", "log_loss")  # the loss of classes is their log loss, or goes with it
             known = [metric for metric in METRICS_OF[kind] if metric not in unseen]
             known_name(f"train.early_stopping.metric: a metric of a {kind} label", stopping.metric, ["loss", *known])
         return self
@@ -245,8 +263,8 @@ class Config(Section):
         if self.class_weights is None:
             return self
         label = self.features.label
-        if label.kind in NUMBERS:
-            raise ValueError(f"class_weights: wanted a label of classes, seen kind {label.kind!r}")
+        if label.kind not in ("binary", "multiclass"):
+            raise ValueError(f"class_weights: wanted a binary or multiclass label, seen kind {label.kind!r}")
         for name in (estimator.estimator for estimator in self.classic if estimator.estimator in catalog.UNWEIGHTED):
             raise ValueError(f"class_weights: {name} takes no weights; leave it out, or them")
         if label.kind == "binary" and self.class_weights != "balanced":

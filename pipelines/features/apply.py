@@ -68,17 +68,24 @@ def transform(
 
 
 def with_label(rows: DataFrame, label: FittedLabel) -> DataFrame:
-    """`rows` with a column `label`: a class index, a number, or null where the value is outside the label's set."""
+    """`rows` with a column `label`: a class index, a number, or null where the value is outside the label's set.
+
+    Of a multilabel label it is a list of 0 and 1, an element a class.
+    """
     value = F.col(label.spec.column)
     if label.spec.is_number:
         return rows.withColumn("label", value.cast("double"))
+    classes = F.array(*[F.lit(name) for name in label.spec.classes])
+    if label.spec.kind == "multilabel":
+        lists = value.cast("array<string>")
+        return rows.withColumn("label", F.transform(classes, lambda c: F.array_contains(lists, c).cast("tinyint")))
     text = value.cast("string")
     if label.spec.kind == "binary":
         negative = text.isin(*label.negative) if label.negative else text.isNotNull()
         return rows.withColumn(
             "label", F.when(text.isin(*label.positive), F.lit(1)).when(negative, F.lit(0)).cast("bigint")
         )
-    index = F.array_position(F.array(*[F.lit(c) for c in label.spec.classes]), text) - 1
+    index = F.array_position(classes, text) - 1
     return rows.withColumn("label", F.when(index >= 0, index).cast("bigint"))
 
 

@@ -186,6 +186,8 @@ def _fit_label(label: Label, dtype: str, stats: Stats, counted: Counted) -> Fitt
     if outside := [count for value, count in seen.items() if value not in allowed]:
         shown = ", ".join(f"{count.value!r} ({count.num:,} rows)" for count in outside[:3])
         raise DataError(f"{where}: wanted one of {', '.join(sorted(allowed)[:20])}, seen {shown}; mend rows or classes")
+    if not classes:
+        raise DataError(f"{where}: wanted a class in some row, seen none")
     of_train = {value: int(sum(count.labels)) for value, count in seen.items()}
     if label.kind == "binary":
         num = sum(of_train.get(value, 0) for value in {*positive})

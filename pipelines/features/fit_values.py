@@ -122,7 +122,12 @@ def _counts(rows: DataFrame, config: Config, places: Sequence[Place]) -> DataFra
     def entry_of(number: int) -> Callable[[Column], Column]:
         return lambda value: entry(number, value, F.lit(0))
 
-    of_all = [] if label.kind in NUMBERS else [entry(_LABEL, F.col(label.column).cast("string"), F.lit(0))]
+    of_all, of_label = [], []
+    if label.kind == "multilabel":  # of a missing list the value is missing
+        lists = F.coalesce(F.col(label.column).cast("array<string>"), F.array(F.lit(None).cast("string")))
+        of_label.append(F.transform(F.array_distinct(lists), entry_of(_LABEL)))
+    elif label.kind not in NUMBERS:
+        of_all.append(entry(_LABEL, F.col(label.column).cast("string"), F.lit(0)))
     if config.source.key:
         of_all.append(entry(_KEY, F.col(ROW_ID).cast("string"), F.lit(0)))
     rows = _with_tokens(rows, features)
@@ -138,9 +143,9 @@ def _counts(rows: DataFrame, config: Config, places: Sequence[Place]) -> DataFra
         folds.append(options.folds if isinstance(options, Target) else 1)
         least.append(0 if isinstance(options, Target | Hash) else options.min_count)
     singles = [F.array(*of_all, *of_columns)] if of_all or of_columns else []
-    entries = F.when(F.col("_split") == "train", F.concat(*singles, *of_lists))
-    if of_all:
-        entries = entries.otherwise(F.array(*of_all))
+    entries = F.when(F.col("_split") == "train", F.concat(*singles, *of_label, *of_lists))
+    if of_all or of_label:
+        entries = entries.otherwise(F.concat(*([F.array(*of_all)] if of_all else []), *of_label))
 
     def of_place(numbers: Sequence[int]) -> Column:
         return F.get(F.array(*map(F.lit, numbers)), F.col("place") - _KEY)

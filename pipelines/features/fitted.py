@@ -360,8 +360,7 @@ class FittedFeatures(_Frozen):
         columns = [Column(name="row_id", kind="row_id", dtype="int64")]
         for fitted in self.inputs:
             columns += _columns_of(fitted, sparse_widths.get(fitted.name, 0))
-        dtype: Literal["int64", "float64"] = "float64" if self.label.spec.is_number else "int64"
-        columns.append(Column(name="label", kind="label", dtype=dtype))
+        columns.append(_label_column(self.label.spec))
         return Contract(columns=tuple(columns), label=self.label.spec)
 
 
@@ -397,6 +396,12 @@ class Bundle(_Frozen):
         bundle = cls.model_validate_json((folder / BUNDLE_FILE).read_bytes())
         placed = bundle.fitted.with_stored(lambda at: at.model_copy(update={"folder": str(folder / at.folder)}))
         return bundle.model_copy(update={"fitted": placed})
+
+
+def _label_column(spec: LabelSpec) -> Column:
+    if spec.kind == "multilabel":
+        return Column(name="label", kind="label", dtype="int8", shape=(len(spec.classes),))
+    return Column(name="label", kind="label", dtype="float64" if spec.is_number else "int64")
 
 
 def _columns_of(fitted: FittedInput, width: int) -> list[Column]:

@@ -26,8 +26,10 @@ from pipelines.session import spark_progress
 TELLS_THE_LABEL = 0.99
 _FEWEST = 10  # rows of a class, or of a number, below which chance may tell the label
 _BINS = 1000
+_CELLS = 200_000  # rows times classes of a multilabel label that are tried
 _MEASURES = {
     "binary": "AUC",
+    "multilabel": "AUC of a class",
     "multiclass": "balanced accuracy",
     "real": "rank correlation",
     "count": "rank correlation",
@@ -134,17 +136,24 @@ def telling_features(sample: Sample, label: LabelSpec) -> dict[str, float]:
     """The places of dense inputs and ids that alone tell the label, with how well they do.
 
     A number ranks the rows as it is. An id, and for several classes a number's bin, is looked up in one half of the
-    rows and tried on the other, so that ids that are all different tell nothing.
+    rows and tried on the other, so that ids that are all different tell nothing. A multilabel label is told by what
+    tells one of its classes.
     """
     y = sample.whole("label").astype(np.float64) if sample.files else np.empty(0)
-    if len(y) < _FEWEST or (not label.is_number and np.unique(y, return_counts=True)[1].min() < _FEWEST):
+    kind, told_apart = label.kind, [y]
+    if label.kind == "multilabel":
+        y = y[: max(_FEWEST, _CELLS // len(label.classes))]
+        kind, told_apart = "binary", list(y.T)
+    if not label.is_number:
+        told_apart = [of for of in told_apart if len(of) and np.unique(of, return_counts=True)[1].min() >= _FEWEST]
+    if len(y) < _FEWEST or not told_apart:
         return {}
     found = {}
     for column in sample.columns:
         if column.kind in ("dense", "ids"):
-            values = sample.whole(column.name).reshape(len(y), -1)
+            values = sample.whole(column.name)[: len(y)].reshape(len(y), -1)
             for place, name in enumerate(places(column)):
-                told = _strength(values[:, place], y, label.kind, is_id=column.kind == "ids")
+                told = max(_strength(values[:, place], of, kind, is_id=column.kind == "ids") for of in told_apart)
                 if told > TELLS_THE_LABEL:
                     found[name] = told
     return found

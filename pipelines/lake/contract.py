@@ -11,6 +11,7 @@ from pipelines.config.features import NUMBERS, LabelKind
 from pipelines.errors import ConfigError
 
 CONTRACT_KEY = "headrace.contract"
+HAS_CLASS = 0.5  # from this probability on a multilabel row is said to have a class
 SMALLEST_RATE = 1e-6  # a predicted rate below it counts as this in the Poisson deviance
 Dtype = Literal["bool", "int8", "uint8", "int16", "int32", "int64", "float32", "float64"]
 
@@ -70,7 +71,7 @@ class LabelSpec(Frozen):
 
     Attributes:
         classes: For class labels, the value behind each class index.
-        counts: How many training rows each class has.
+        counts: How many training rows each class has; of a multilabel label a row counts for each of its classes.
         mean: For a number, its mean over the training split. For a real label the networks learn (label - mean) / std,
             for a count log(rate / mean).
         std: For a real label, its standard deviation there, 1 where it is constant.
@@ -91,7 +92,7 @@ class LabelSpec(Frozen):
     @property
     def num_outputs(self) -> int:
         """Outputs that a network needs: a logit a class, one for a binary label, one for a number."""
-        return len(self.classes) if self.kind == "multiclass" else 1
+        return len(self.classes) if self.kind in ("multiclass", "multilabel") else 1
 
     def weights(self, wanted: Literal["balanced"] | Mapping[str | int, float] | None) -> tuple[float, ...]:
         """What a row of each class counts in training, 1 on average over the training rows; empty for all alike.

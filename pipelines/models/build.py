@@ -40,15 +40,15 @@ def build_network(model: Model, contract: Contract) -> nn.Module:
 
 
 def summed_loss(outputs: Tensor, label: Tensor, spec: LabelSpec, *, weights: Tensor | None = None) -> Tensor:
-    """The sum of the rows' losses, shape (): cross entropy, binary cross entropy, the squared error, or for a count the
-    negative log likelihood of Poisson's distribution without its constant.
+    """The sum of the rows' losses, shape (): cross entropy, binary cross entropy, of a multilabel label summed over the
+    classes, the squared error, or for a count the negative log likelihood of Poisson's distribution without its constant.
 
     A real label is taken in units of its training standard deviation; of a count the output is the logarithm of its
     rate over the training mean.
 
     Args:
         outputs: Shape (B, K).
-        label: Shape (B,).
+        label: Shape (B,), or (B, K) of a multilabel label.
         spec: What the label means.
         weights: What a row of each class counts, shape (classes,); None for all alike.
     """
@@ -59,17 +59,23 @@ def summed_loss(outputs: Tensor, label: Tensor, spec: LabelSpec, *, weights: Ten
         of_rows = None if weights is None else weights[label.long()]
         target = label.to(outputs.dtype)
         return F.binary_cross_entropy_with_logits(outputs[:, 0], target, weight=of_rows, reduction="sum")
+    if spec.kind == "multilabel":
+        return F.binary_cross_entropy_with_logits(outputs, label.to(outputs.dtype), reduction="sum")
     if spec.kind == "count":
         return F.poisson_nll_loss(outputs[:, 0] + math.log(spec.mean), label.to(outputs.dtype), reduction="sum")
     return F.mse_loss(outputs[:, 0], ((label - spec.mean) / spec.std).to(outputs.dtype), reduction="sum")
 
 
 def row_scores(outputs: Tensor, label: Tensor, spec: LabelSpec) -> Tensor:
-    """What is averaged to judge training, shape (B,): 1 where the class is right, or the squared error."""
+    """What is averaged to judge training, shape (B,): 1 where the class is right, the share of classes that
+    are wrong, or the squared error.
+    """
     if spec.kind == "multiclass":
         return (outputs.argmax(1) == label).to(torch.float32)
     if spec.kind == "binary":
         return ((outputs[:, 0] > 0) == (label > 0)).to(torch.float32)
+    if spec.kind == "multilabel":
+        return ((outputs >= 0) != (label > 0)).to(torch.float32).mean(dim=1)
     return (predicted(outputs[:, 0].to(torch.float64), spec) - label) ** 2
 
 
@@ -103,4 +109,6 @@ class Served(nn.Module):
         if self.spec.kind == "binary":
             positive = torch.sigmoid(outputs)
             return torch.cat([1.0 - positive, positive], dim=1)
+        if self.spec.kind == "multilabel":
+            return torch.sigmoid(outputs)
         return predicted(outputs, self.spec)

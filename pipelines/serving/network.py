@@ -12,6 +12,7 @@ from pipelines.features.apply_arrow import ArrowFeatures
 from pipelines.features.fitted import Bundle
 from pipelines.features.raw_rows import to_table
 from pipelines.lake import LabelSpec
+from pipelines.lake.contract import HAS_CLASS
 
 
 class NetworkModel:
@@ -43,6 +44,9 @@ def _readable(outputs: npt.NDArray[np.float64], label: LabelSpec) -> pd.DataFram
     if label.is_number:
         return pd.DataFrame({"prediction": outputs[:, 0]})
     classes = np.array(label.classes, dtype=object)
+    if label.kind == "multilabel":
+        lists = [classes[row >= HAS_CLASS].tolist() for row in outputs]
+        return pd.DataFrame({"prediction": lists, "probabilities": list(outputs)})
     found = pd.DataFrame({"prediction": classes[outputs.argmax(axis=1)], "probability": outputs.max(axis=1)})
     if label.kind == "binary":
         found["score"] = outputs[:, 1]

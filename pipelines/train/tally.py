@@ -19,7 +19,7 @@ class Sums(BaseModel):
 
     Attributes:
         loss: Sum of the rows' losses.
-        score: Sum of the rows' scores, by which accuracy or RMSE is taken.
+        score: Sum of the rows' scores, by which accuracy, the Hamming loss or RMSE is taken.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -34,9 +34,11 @@ class Sums(BaseModel):
         return self.loss / max(self.rows, 1)
 
     def metrics(self, spec: LabelSpec) -> dict[str, float]:
-        """Accuracy, or RMSE of a number."""
+        """Accuracy, the Hamming loss of several classes a row, or RMSE of a number."""
         mean = self.score / max(self.rows, 1)
-        return {"rmse": mean**0.5} if spec.is_number else {"accuracy": mean}
+        if spec.is_number:
+            return {"rmse": mean**0.5}
+        return {"hamming_loss" if spec.kind == "multilabel" else "accuracy": mean}
 
 
 class Tally:

@@ -100,7 +100,8 @@ def _trained(attempt: Attempt, config: Config, job: TrainJob, *, reports: bool) 
 
 
 def _value(epoch: EpochResult, metric: str) -> float | None:
-    return epoch.metrics.get("validation_loss" if metric == "log_loss" else f"validation_{metric}")
+    found = epoch.metrics.get(f"validation_{metric}")
+    return epoch.metrics["validation_loss"] if found is None and metric == "log_loss" else found
 
 
 def by_section(params: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -177,6 +177,16 @@ def test_a_feature_that_is_the_label_is_found(kind: Any) -> None:
     assert all(0.99 < value <= 1 for value in found.values())
 
 
+def test_a_feature_that_is_one_of_the_classes_is_found() -> None:
+    generator = np.random.default_rng(1)
+    has = (generator.random((4000, 3)) < 0.3).astype(np.int8)
+    sample = sample_of(
+        has, same=has[:, 1] * -2.0 + 1, coded=has[:, 2].astype(np.int64), noisy=generator.normal(size=4000)
+    )
+    found = telling_features(sample, LabelSpec(kind="multilabel", column="y", classes=("a", "b", "c")))
+    assert {name.split()[0] for name in found} == {"same", "coded"}
+
+
 def test_a_rare_class_alone_tells_nothing() -> None:
     y = np.zeros(1000, dtype=np.int64)
     y[:9] = 1

@@ -18,7 +18,8 @@ def measured(spec: LabelSpec, outputs: np.ndarray, labels: np.ndarray) -> dict[s
     rank = torch.distributed.get_rank()
     measures = Measures(spec, CPU)
     for at in range(rank * 1000, len(labels), 2000):
-        measures.add(torch.from_numpy(outputs[at : at + 1000, None]), torch.from_numpy(labels[at : at + 1000]))
+        batch = torch.from_numpy(outputs[at : at + 1000])
+        measures.add(batch.view(len(batch), -1), torch.from_numpy(labels[at : at + 1000]))
     return measures.reduced()
 
 
@@ -58,6 +59,19 @@ def test_deviance_of_a_count() -> None:
     rates = 2.5 * np.exp(outputs.astype(np.float64))
     assert found["poisson_deviance"] == pytest.approx(sk.mean_poisson_deviance(labels, rates), rel=1e-9)
     assert found["mae"] == pytest.approx(sk.mean_absolute_error(labels, rates), rel=1e-9) and len(found) == 2
+
+
+def test_scores_of_several_classes_a_row() -> None:
+    generator = np.random.default_rng(0)
+    labels = (generator.random((5000, 3)) < [0.5, 0.1, 0.0]).astype(np.int8)
+    outputs = (generator.normal(size=labels.shape) + 2 * labels - 1).astype(np.float32)
+    found = on_two_ranks(LabelSpec(kind="multilabel", column="y", classes=("a", "b", "c")), outputs, labels)
+    shares = 1 / (1 + np.exp(-outputs.astype(np.float64)))
+    wanted = {
+        f"f1_{how}": sk.f1_score(labels, outputs >= 0, average=how, zero_division=0) for how in ("micro", "macro")
+    }
+    wanted["log_loss"] = sk.log_loss(labels.ravel(), shares.ravel())
+    assert found == pytest.approx(wanted, rel=1e-9)
 
 
 def test_a_single_class_has_no_areas() -> None:
