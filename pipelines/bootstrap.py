@@ -10,11 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from pipelines.concordance import comparable, in_order
 from pipelines.config.workload import LOWER_IS_BETTER
 
 Floats = npt.NDArray[np.float64]
 REPLICATES = 1000
 F1 = ("f1_micro", "f1_macro")  # made of counts over rows, of a row's hits and wrong answers: of all classes, of each
+PAIRS = ("concordance",)  # made of pairs of rows
 RANKING = ("auc", "pr_auc", "ks")  # metrics that depend on the order of the scores alone
 
 
@@ -79,10 +81,10 @@ def resample(metric: str, label: Floats, models: Mapping[str, Floats], *, seed: 
 
     Args:
         metric: Its name.
-        label: For metrics of an order, 0 or 1. Shape (rows,).
-        models: For metrics of an order each row's score, else its part of the mean (its loss, its hit; for `rmse` and
-            `r2` its squared error), each of shape (rows,); for F1 its counts, the hits and then the wrong answers, of
-            shape (rows, 2) or (rows, 2 * classes).
+        label: For metrics of an order, 0 or 1. Shape (rows,). For those of pairs, time and event. Shape (rows, 2).
+        models: For metrics of an order each row's score, of pairs its prediction, else its part of the mean (its loss,
+            its hit; for `rmse` and `r2` its squared error). Each of shape (rows,). For F1 its counts, the hits and then
+            the wrong answers. Each of shape (rows, 2) or (rows, 2 * classes).
         seed: Of the draws.
     """
     rows = len(label)
@@ -120,9 +122,16 @@ class _Weighted:
             falling = values[self.order]
             self.ends = np.append(np.flatnonzero(falling[1:] != falling[:-1]), len(falling) - 1)
 
+        if metric in PAIRS:
+            self.pairs = comparable(label, label).astype(np.float64)
+            self.won = self.pairs * in_order(values, values)
+
     def __call__(self, weights: Floats) -> float:
         if self.metric in RANKING:
             return self._of_order(weights[self.order])
+        if self.metric in PAIRS:
+            pairs = float(weights @ self.pairs @ weights)
+            return float(weights @ self.won @ weights) / pairs if pairs else float("nan")
         if self.metric in F1:
             return f1_score(*np.split(weights @ self.values, 2))
         mean = float(np.dot(self.values, weights) / weights.sum())

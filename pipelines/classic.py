@@ -21,7 +21,7 @@ from pyspark.storagelevel import StorageLevel
 
 from pipelines import plots, tracking
 from pipelines.assemble import VECTOR, assemble, num_bins, vector_size
-from pipelines.config.catalog import BINARY_ESTIMATORS, ESTIMATORS, TREES
+from pipelines.config.catalog import BINARY_ESTIMATORS, ESTIMATORS, SURVIVAL, TREES
 from pipelines.config.learning import Estimator
 from pipelines.config.load import lake_root
 from pipelines.errors import ConfigError, one_line
@@ -34,7 +34,7 @@ from pipelines.tables import read_table
 from pipelines.tracking import ModelRef
 
 _MATRICES = ("lowerBoundsOnCoefficients", "upperBoundsOnCoefficients")
-_WATCHED, _WEIGHT = "is_validation", "class_weight"
+_WATCHED, _WEIGHT, _EVENT = "is_validation", "class_weight", "event"
 _VECTORS = ("initialWeights", "lowerBoundsOnIntercepts", "upperBoundsOnIntercepts")
 
 
@@ -90,6 +90,8 @@ def rows_to_fit(wanted: Estimator, train: DataFrame, watched: DataFrame | None, 
         weights: Of each class; empty where all weigh the same.
     """
     rows = train.select("label", VECTOR)
+    if wanted.estimator in SURVIVAL:
+        return rows.withColumns({"label": F.get("label", 0), _EVENT: F.get("label", 1)})
     if wanted.stops_early:
         assert watched is not None, "refused where there is no validation split"
         others = watched.select("label", VECTOR).withColumn(_WATCHED, F.lit(True))
@@ -116,6 +118,8 @@ def make_estimator(
     params = {key: _value(key, value) for key, value in wanted.params.items()}
     if "seed" in ESTIMATORS[name]:
         params.setdefault("seed", seed)
+    if name in SURVIVAL:
+        params["censorCol"] = _EVENT  # 1 where the event was seen, in spite of its name
     if name in TREES:
         params["maxBins"] = max(params.get("maxBins", 32), num_bins(contract))
     if name == "GeneralizedLinearRegression" and contract.label.kind == "count":

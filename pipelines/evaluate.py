@@ -219,8 +219,11 @@ def _plot(run: Run, test: DataFrame, chosen: str, spec: LabelSpec) -> None:
     """Keep plots of the test split in the MLflow run."""
     best = test.where(F.col("candidate") == chosen)
     if spec.is_number:
+        if spec.event:  # of rows whose time is known
+            best = best.where(F.get("label", 1) == 1).withColumn("label", F.get("label", 0))
         label, prediction = sampled(best, ["label", "prediction"])
-        run.figure("predicted.png", plots.predicted_against_true(label, prediction, chosen))
+        if len(label):
+            run.figure("predicted.png", plots.predicted_against_true(label, prediction, chosen))
         return
     if spec.kind != "multilabel":
         run.figure("confusion.png", plots.confusion_matrix(confusion(best, spec), spec.classes, chosen))

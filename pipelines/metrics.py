@@ -8,6 +8,8 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import and_
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,8 @@ from pyspark.sql import functions as F
 
 from pipelines import multilabel
 from pipelines.arrays import one_chunk
-from pipelines.bootstrap import F1, RANKING, Floats
+from pipelines.bootstrap import F1, PAIRS, RANKING, Floats
+from pipelines.concordance import concordance
 from pipelines.lake import UINT64, LabelSpec
 from pipelines.lake.contract import SMALLEST_RATE
 from pipelines.multilabel import minus_log
@@ -26,6 +29,8 @@ Metrics = dict[str, float]
 HISTOGRAM_BINS = 1000
 MAX_SLICES = 50
 PAIRED_ROWS = 50_000
+RANKED_ROWS = 20_000  # of which all pairs are compared
+DRAWN_PAIRS = 2_000  # rows whose pairs are kept while rows are drawn
 _VARIANCE = "variance"  # of the labels
 
 
@@ -73,6 +78,8 @@ def _over_rows(scored: DataFrame, spec: LabelSpec, *, by: Sequence[str]) -> dict
             return ranking(scored, by=by)
         case "multilabel":
             return multilabel.f1_scores(scored, by=by)
+        case "survival":
+            return concordances(scored, by=by)
         case _:
             return {}
 
@@ -113,6 +120,21 @@ def ranking(scored: DataFrame, *, by: Sequence[str]) -> dict[tuple[Any, ...], Me
     }
 
 
+def concordances(scored: DataFrame, *, by: Sequence[str]) -> dict[tuple[Any, ...], Metrics]:
+    """The concordance index of each group, from at most `RANKED_ROWS` of its rows; a group without a pair is left out.
+
+    Args:
+        scored: With `label` (time and event), `prediction` and the columns `by`.
+        by: What makes a group.
+    """
+    found = {}
+    for group in scored.select(*by).distinct().collect():
+        is_in = reduce(and_, [F.col(name).eqNullSafe(group[name]) for name in by])
+        label, prediction = sampled(scored.where(is_in), ["label", "prediction"], num_rows=RANKED_ROWS)
+        found[tuple(group)] = {"concordance": concordance(label, prediction)}
+    return {group: metrics for group, metrics in found.items() if not math.isnan(metrics["concordance"])}
+
+
 def _means(spec: LabelSpec) -> dict[str, Column]:
     """The means over rows that metrics are taken from."""
     means = {name: F.avg(part) for name, part in _parts(spec).items()}
@@ -129,6 +151,8 @@ def _parts(spec: LabelSpec) -> dict[str, Column]:
             return {"poisson_deviance": _deviance(), "rmse": error * error, "mae": F.abs(error)}
         case "multilabel":
             return multilabel.parts()
+        case "survival":
+            return {}
         case _:
             return {"accuracy": (error == 0).cast("double"), "log_loss": _log_loss()}
 
@@ -219,8 +243,8 @@ def row_values(
 ) -> tuple[Floats, dict[str, Floats]]:
     """Labels, and what each model did with the same rows, as `bootstrap.resample` takes them.
 
-    At most `PAIRED_ROWS` rows, or values a class, so that the driver's memory does not grow. Models that give no such value, as a margin
-    has no log loss, are left out.
+    At most `PAIRED_ROWS` rows, fewer where a row takes more memory, so that the driver's does not grow. Models that give
+    no such value, as a margin has no log loss, are left out.
 
     Args:
         scored: Rows of one split.
@@ -229,11 +253,11 @@ def row_values(
         metric: Its name.
     """
     label = F.lit(0.0) if spec.kind == "multilabel" else F.col("label")  # whose metrics do not ask for it
-    num_rows = max(1, PAIRED_ROWS // len(spec.classes)) if metric == "f1_macro" else PAIRED_ROWS
+    fewer = {"f1_macro": PAIRED_ROWS // max(1, len(spec.classes)) + 1, "concordance": DRAWN_PAIRS}
     place = F.array_position(F.array(*map(F.lit, models)), F.col("candidate"))
     rows = scored.select("row_id", place.alias("place"), label.alias("label"), _row_value(spec, metric).alias("value"))
     places, labels, values = sampled(
-        rows.where("place > 0"), ["place", "label", "value"], times=len(models), num_rows=num_rows
+        rows.where("place > 0"), ["place", "label", "value"], times=len(models), num_rows=fewer.get(metric, PAIRED_ROWS)
     )
     of_model = {name: values[places == number] for number, name in enumerate(models, start=1)}
     return labels[places == 1], {name: found for name, found in of_model.items() if not np.isnan(found).any()}
@@ -243,6 +267,8 @@ def _row_value(spec: LabelSpec, metric: str) -> Column:
     """What `bootstrap.resample` takes of a row."""
     if metric in RANKING:
         return F.col("score")
+    if metric in PAIRS:
+        return F.col("prediction")
     return multilabel.counts(metric) if metric in F1 else _parts(spec)[metric]
 
 
@@ -263,4 +289,5 @@ def sampled(rows: DataFrame, columns: Sequence[str], *, times: int = 1, num_rows
 def _as_array(column: pa.Array) -> Floats:
     if pa.types.is_list(column.type):
         return _as_array(column.flatten()).reshape(len(column), -1)
-    return column.to_numpy(zero_copy_only=False).astype(np.float64)  # null is NaN
+    numbers: Floats = column.to_numpy(zero_copy_only=False).astype(np.float64)  # null is NaN
+    return numbers

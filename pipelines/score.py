@@ -81,9 +81,8 @@ def predict(features: DataFrame, model: Loaded, *, keep: Sequence[str]) -> DataF
 
     Returns:
         `keep`; `prediction`, a class index or the label's value, null for a multilabel label, whose classes are those
-        with a probability of at least `HAS_CLASS`; `score`, which ranks rows for a binary label
-        (the probability of class 1, or a margin), null for others; `probabilities` of the classes, null where the
-        model has none.
+        with a probability of at least `HAS_CLASS`; `score`, which ranks rows for a binary label (the probability of
+        class 1, or a margin), null for others; `probabilities` of the classes, null where the model has none.
     """
     if model.bundle.kind == "classic":
         return apply_classic(features, tracking.load_classic(model.path), model.bundle, keep=keep)
@@ -168,11 +167,8 @@ class _TorchBatches:
         label: LabelSpec = self.contract.label
         outputs = outputs.astype(np.float64)
         nothing = pa.nulls(batch.num_rows, pa.float64())
-        prediction, score, probabilities = (
-            pa.array(outputs[:, 0]),
-            nothing,
-            pa.nulls(batch.num_rows, pa.list_(pa.float64())),
-        )
+        prediction, score = pa.array(outputs[:, 0]), nothing
+        probabilities = pa.nulls(batch.num_rows, pa.list_(pa.float64()))
         if not label.is_number:
             prediction = nothing if label.kind == "multilabel" else pa.array(outputs.argmax(axis=1).astype(np.float64))
             probabilities = as_column(outputs)

@@ -8,6 +8,7 @@ from scipy.stats import ks_2samp
 from sklearn import metrics as sk
 
 from pipelines.bootstrap import Floats, _Weighted, resample
+from pipelines.concordance import concordance
 
 Measure = Callable[[Floats, Floats], float]
 
@@ -55,6 +56,26 @@ def test_f1_of_drawn_rows(average: str) -> None:
     wanted = sk.f1_score(np.repeat(has, weights, axis=0), np.repeat(said, weights, axis=0), average=average)
     found = _Weighted(f"f1_{average}", np.zeros(200), np.column_stack(counts))(weights.astype(float))
     assert found == pytest.approx(wanted)
+
+
+def by_pairs(label: Floats, prediction: Floats) -> float:
+    won = num = 0.0
+    for (time, event), said in zip(label, prediction, strict=True):
+        for (other, other_event), other_said in zip(label, prediction, strict=True):
+            if event and (time < other or (time == other and not other_event)):
+                num, won = num + 1, won + (said < other_said) + 0.5 * (said == other_said)
+    return won / num
+
+
+def test_concordance_of_drawn_rows() -> None:
+    generator = np.random.default_rng(0)
+    label = np.column_stack([generator.integers(1, 30, 300), generator.random(300) < 0.6]).astype(float)  # with ties
+    prediction = np.round(label[:, 0] + generator.normal(0, 10, 300))
+    assert concordance(label, prediction) == pytest.approx(by_pairs(label, prediction))
+    weights = generator.integers(0, 3, 300)
+    wanted = by_pairs(np.repeat(label, weights, axis=0), np.repeat(prediction, weights))
+    assert _Weighted("concordance", label, prediction)(weights.astype(float)) == pytest.approx(wanted)
+    assert np.isnan(concordance(label * [1, 0], prediction)), "nobody was seen to the end"
 
 
 def test_an_interval_is_as_wide_as_theory_says() -> None:

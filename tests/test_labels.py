@@ -8,13 +8,17 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from pyspark.ml.regression import AFTSurvivalRegressionModel
 from pyspark.sql import DataFrame, SparkSession
 from sklearn import metrics as sk
 
+from pipelines.concordance import concordance
 from pipelines.config import load_config
 from pipelines.errors import DataError
+from pipelines.features.apply import with_label
 from pipelines.features.fit import fit
-from pipelines.lake import table_path
+from pipelines.features.fitted import FittedLabel
+from pipelines.lake import LabelSpec, table_path
 from pipelines.receipt import Receipt
 from tests.stages import features_of, metrics_of, run
 
@@ -24,14 +28,11 @@ TRAIN = {"ranks": 1, "batch_size": 32, "epochs": 15, "lr": 0.02, "launcher": "to
 MLP = {"network": "mlp", "hidden": [16]}
 
 
-def chain(
-    spark: SparkSession, workload: Workload, rows: pd.DataFrame, schema: str, **sections: Any
-) -> dict[str, Receipt]:
-    """The receipts of all stages for rows of numbers a and b."""
-    path = workload("", split=SPLIT, **sections)
-    folder = path.parent / "raw" / "table"
-    spark.createDataFrame(rows, schema).coalesce(2).write.mode("overwrite").parquet(str(folder))
-    return run(path, overrides=(f"source={{format: parquet, paths: {folder}, schema: '{schema}'}}",))
+def chain(folder: Path, workload: Workload, rows: pd.DataFrame, schema: str, **sections: Any) -> dict[str, Receipt]:
+    """The receipts of all stages for rows of numbers a and b, by way of a file of one name, by which they are split."""
+    rows.to_parquet(folder / "rows.parquet", index=False)
+    source = {"format": "parquet", "paths": str(folder / "rows.parquet"), "schema": schema}
+    return run(workload(source=source, split=SPLIT, **sections))
 
 
 def features(label: dict[str, Any]) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def test_a_count(spark: SparkSession, lake: Path, workload: Workload) -> None:
     generator, rows = numbers()
     rows["y"] = generator.poisson(np.exp(0.8 * rows.a - 0.5 * rows.b + 1)).astype(np.int32)
     receipts = chain(
-        spark,
+        lake.parent,
         workload,
         rows,
         "a double, b double, y int",
@@ -98,7 +99,7 @@ def test_several_classes_a_row(spark: SparkSession, lake: Path, workload: Worklo
     has = {"calm": -rows.a, "left": rows.a + rows.b - 0.5, "up": rows.b}
     rows["y"] = [[name for name in ("up", "calm", "left") if has[name][i] > 0] for i in range(len(rows))]
     receipts = chain(
-        spark,
+        lake.parent,
         workload,
         rows,
         "a double, b double, y array<string>",
@@ -122,21 +123,95 @@ def test_several_classes_a_row(spark: SparkSession, lake: Path, workload: Worklo
     assert table.where("array_contains(prediction, 'up') != (probabilities[2] >= 0.5)").count() == 0
 
 
+def test_a_survival(spark: SparkSession, lake: Path, workload: Workload) -> None:
+    generator, rows = numbers()
+    time = np.exp(2 + rows.a - 0.5 * rows.b + 0.5 * np.log(generator.exponential(size=len(rows))))
+    ended = generator.exponential(15, len(rows))  # when nobody looked any more
+    rows["t"], rows["seen"] = np.minimum(time, ended), (time <= ended).astype(np.int32)
+    receipts = chain(
+        lake.parent,
+        workload,
+        rows,
+        "a double, b double, t double, seen int",
+        features=features({"column": "t", "kind": "survival", "event": "seen"}),
+        classic=[{"estimator": "AFTSurvivalRegression"}],
+        gate={"slices": ["seen"]},
+        tune={"spaces": {"AFTSurvivalRegression": {"maxIter": [20, 30]}}},
+    )
+    contract = features_of(spark, receipts, "train")[0].contract
+    assert contract is not None and contract.label.event == "seen" and contract.columns[-1].names == ("t", "seen")
+    test = labels_of(spark, receipts, "test")
+    assert test.shape[1] == 2 and 0.2 < test[:, 1].mean() < 0.9
+    model = AFTSurvivalRegressionModel.load(receipts["classic"].result["models"][0]["path"])
+    wanted = np.array([1.0, -0.5]) * rows[["a", "b"]].std()
+    assert model.coefficients.toArray() == pytest.approx(wanted.to_numpy(), abs=0.1), "those of the truth"
+    assert model.scale == pytest.approx(0.5, abs=0.1)
+    (candidate,) = receipts["evaluate"].result["candidates"]
+    interval, found = candidate["interval"], candidate["metrics"]["concordance"]
+    assert candidate["metrics"].keys() == {"concordance"} and interval["low"] < found < interval["high"]
+    assert concordance(test, np.ones(len(test))) == 0.5 < 0.75 < found
+    seen = [s for s in receipts["evaluate"].result["slices"] if s["value"] == "1"]
+    assert seen[0]["metrics"]["concordance"] > 0.75
+    assert_served_as_scored(spark, rows, ["prediction"])
+
+
 def _names(receipts: dict[str, Receipt]) -> list[str]:
     return [candidate["name"] for candidate in receipts["evaluate"].result["candidates"]]
 
 
-def unfit(spark: SparkSession, workload: Workload, label: dict[str, Any], values: DataFrame) -> str:
+def unfit(spark: SparkSession, workload: Workload, label: dict[str, Any], values: DataFrame, **models: Any) -> str:
     """Why the features stage refuses rows of (a, y, ..., _split)."""
     schema = ", ".join(f"{name} {dtype}" for name, dtype in values.dtypes if name != "_split")
     inputs = {"dense": {"columns": ["a"], "steps": ["impute_mean"]}}
     source = {"format": "parquet", "paths": "x.parquet", "schema": schema}
     config = load_config(
-        workload("", source=source, features={"label": label, "inputs": inputs}, classic=None, model=MLP)
+        workload(
+            "", source=source, features={"label": label, "inputs": inputs}, **({"classic": None, "model": MLP} | models)
+        )
     )
     with pytest.raises(DataError) as refused:
         fit(values, config)
     return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("label", "values", "wanted"),
+    [
+        ({"kind": "count"}, [(2.0, 1), (0.5, 1), (-1.0, 1), (None, 1)], [2.0, None, None, None]),
+        (
+            {"kind": "survival", "event": "e"},
+            [(2.0, 1), (0.0, 1), (3.0, None), (3.0, 2)],
+            [[2.0, 1.0], None, None, None],
+        ),
+    ],
+)
+def test_a_row_without_its_label_has_none(
+    spark: SparkSession, label: dict[str, Any], values: list[Any], wanted: list[Any]
+) -> None:
+    """By which the rows that come to a kept transform are refused."""
+    table = spark.createDataFrame([(i, *value) for i, value in enumerate(values)], "i int, y double, e int")
+    fitted = FittedLabel(spec=LabelSpec(column="y", **label))
+    assert [row["label"] for row in with_label(table, fitted).orderBy("i").collect()] == wanted
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            [(2.0, 1), (0.0, 1)],
+            "wanted a time above 0, and 0 or 1 of 'e', in every row, seen 1 without, such as y=0.0, e=1",
+        ),
+        ([(2.0, 1), (2.0, 2)], "such as y=2.0, e=2"),
+        ([(2.0, 1), (None, 0)], "such as y=null, e=0"),
+        ([(2.0, 1), (float("inf"), None)], "such as y=Infinity, e=null"),
+        ([(2.0, 0), (2.0, 1)], "wanted an event in some training row, seen none"),
+    ],
+)
+def test_what_is_no_survival(spark: SparkSession, workload: Workload, values: list[Any], message: str) -> None:
+    rows = [(1.0, *value, split) for value, split in zip(values, ("train", "test"), strict=True)]
+    table = spark.createDataFrame(rows, "a double, y double, e int, _split string")
+    label = {"column": "y", "kind": "survival", "event": "e"}
+    assert message in unfit(spark, workload, label, table, classic=[{"estimator": "AFTSurvivalRegression"}], model=None)
 
 
 @pytest.mark.parametrize(
@@ -155,6 +230,22 @@ def test_classes_outside_those_of_the_config(
     assert message in unfit(spark, workload, {"column": "y", "kind": "multilabel", "classes": ["x", "y"]}, table)
 
 
+def test_classes_are_counted_beside_vocabularies_and_keys(spark: SparkSession, workload: Workload) -> None:
+    rows = [(1, "u", [2, 10, 2], "train"), (2, "v", [], "train"), (3, "u", [10], "train"), (4, "w", [7], "test")]
+    table = spark.createDataFrame(rows, "row_id bigint, color string, y array<int>, _split string")
+    source = {"format": "parquet", "paths": "x.parquet", "schema": "color string, y array<int>", "key": ["color"]}
+    inputs = {"ids": {"columns": ["color"], "steps": ["vocabulary"]}}
+    label = {"column": "y", "kind": "multilabel"}
+    path = workload("", source=source, features={"label": label, "inputs": inputs}, classic=None, model=MLP)
+    found = fit(table, load_config(path))
+    assert found.is_unique and found.fitted.inputs[0].columns[0].values == ("u", "v")  # type: ignore[union-attr]
+    assert (found.fitted.label.spec.classes, found.fitted.label.spec.counts) == (("2", "7", "10"), (1, 0, 2))
+    has = with_label(table, found.fitted.label).orderBy("row_id").toPandas()["label"]
+    assert [list(row) for row in has] == [[1, 0, 1], [0, 0, 0], [0, 0, 1], [0, 1, 0]]
+    others = spark.createDataFrame([(1, [2, 3]), (2, None), (3, [2, None])], "i int, y array<int>")
+    assert {row["label"] for row in with_label(others, found.fitted.label).collect()} == {None}
+
+
 def test_lists_without_any_class(spark: SparkSession, workload: Workload) -> None:
     table = spark.createDataFrame([(1.0, [], "train"), (1.0, [], "test")], "a double, y array<int>, _split string")
     assert "wanted a class in some row, seen none" in unfit(
@@ -165,11 +256,11 @@ def test_lists_without_any_class(spark: SparkSession, workload: Workload) -> Non
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([1.0, -1.0], "wanted a whole number of at least 0 in every row, seen 1 without, such as -1"),
-        ([1.0, 0.5], "seen 1 without, such as 0.5"),
-        ([1.0, None], "seen 1 missing"),
-        ([1.0, float("nan")], "seen 1 without, such as nan"),
-        ([1.0, float("inf")], "seen 1 without, such as inf"),
+        ([1.0, -1.0], "wanted a whole number of at least 0 in every row, seen 1 without, such as y=-1.0"),
+        ([1.0, 0.5], "seen 1 without, such as y=0.5"),
+        ([1.0, None], "such as y=null"),
+        ([1.0, float("nan")], "seen 1 without, such as y=NaN"),
+        ([1.0, float("inf")], "seen 1 without, such as y=Infinity"),
         ([0.0, 2.0], "wanted a count above 0 in some training row, seen none"),
     ],
 )

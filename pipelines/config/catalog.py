@@ -50,6 +50,14 @@ _FACTORS = (
 
 # Parameters that name columns, set by Headrace itself, are left out.
 ESTIMATORS: dict[str, tuple[str, ...]] = {
+    "AFTSurvivalRegression": (
+        "aggregationDepth",
+        "fitIntercept",
+        "maxBlockSizeInMB",
+        "maxIter",
+        "quantileProbabilities",
+        "tol",
+    ),
     "DecisionTreeClassifier": (*_TREE, "thresholds"),
     "DecisionTreeRegressor": _TREE,
     "FMClassifier": (*_FACTORS, "thresholds"),
@@ -103,12 +111,14 @@ UNWEIGHTED = frozenset({"FMClassifier", "MultilayerPerceptronClassifier"})  # cl
 REGRESSORS = frozenset(name for name in ESTIMATORS if name.endswith(("Regressor", "Regression"))) - {
     "LogisticRegression"
 }
+SURVIVAL = frozenset({"AFTSurvivalRegression"})
 ESTIMATORS_OF: dict[str, frozenset[str]] = {  # by the kind of label that they learn
     "binary": frozenset(ESTIMATORS) - REGRESSORS,
     "multiclass": frozenset(ESTIMATORS) - REGRESSORS,
     "multilabel": frozenset(),
-    "real": REGRESSORS,
-    "count": REGRESSORS,
+    "real": REGRESSORS - SURVIVAL,
+    "count": REGRESSORS - SURVIVAL,
+    "survival": SURVIVAL,
 }
 TREES = frozenset(name for name in ESTIMATORS if name.startswith(("DecisionTree", "GBT", "RandomForest")))
 

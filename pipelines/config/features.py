@@ -17,8 +17,8 @@ DATES = ("date", "age")
 WHOLE = ("image", "vector", "sparse")  # steps that take one column as it is
 LISTS = ("bag", "sequence")  # what ends the steps of a list
 
-LabelKind = Literal["binary", "multiclass", "multilabel", "real", "count"]
-NUMBERS = ("real", "count")  # kinds of label that are a number, and predicted as one
+LabelKind = Literal["binary", "multiclass", "multilabel", "real", "count", "survival"]
+NUMBERS = ("real", "count", "survival")  # kinds of label that are a number, and predicted as one
 LIST_TYPES = ("array<string>", "array<int>", "array<bigint>")  # columns of lists of values
 _CLASS_TYPES = (*NUMERIC, "string", "boolean", "date", "timestamp")
 
@@ -150,7 +150,12 @@ class Label(Section):
     column: Name = Field(description="The column of the source.")
     kind: LabelKind = Field(
         description="Two classes, one of several classes, any of several classes (a list of those that the row has), a "
-        "number, or a count: a whole number of at least 0, whose rate is learned."
+        "number, a count (a whole number of at least 0, whose rate is learned), or survival: a time until an event, or until "
+        "nobody looked any more."
+    )
+    event: Name | None = Field(
+        default=None,
+        description="survival: the column that is 1 where the event was seen, 0 where it is not known when.",
     )
     positive: list[str | int | float] = Field(default=[], description="binary: the values that count as 1.")
     negative: list[str | int | float] = Field(
@@ -168,7 +173,19 @@ class Label(Section):
             raise ValueError(f"'positive' and 'negative' belong to a binary label, seen kind {self.kind!r}")
         if self.kind not in ("multiclass", "multilabel") and self.classes:
             raise ValueError(f"'classes' belongs to a multiclass or multilabel label, seen kind {self.kind!r}")
+        if (self.kind == "survival") != (self.event is not None):
+            raise ValueError(
+                f"'event', the column that is 1 where the event was seen, belongs to a survival label and to no other, seen "
+                f"{self.event!r} with kind {self.kind!r}"
+            )
+        if self.event == self.column:
+            raise ValueError(f"event: wanted another column than the time, seen {self.event!r} twice")
         return self
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of the source that it reads."""
+        return [self.column, *([self.event] if self.event else [])]
 
     @property
     def types(self) -> tuple[str, ...]:

@@ -86,7 +86,7 @@ class Leaks(Section):
     label: Outcome = Field(
         default="warn",
         description="A single feature tells the label: AUC (binary; multilabel: of a class), balanced accuracy (multiclass) "
-        "or rank correlation (real, count) above 0.99.",
+        "or rank correlation (real, count, survival) above 0.99.",
     )
 
 

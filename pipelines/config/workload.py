@@ -25,6 +25,7 @@ Metric = Literal[
     "auc",
     "pr_auc",
     "ks",
+    "concordance",
     "poisson_deviance",
     "rmse",
     "mae",
@@ -38,6 +39,7 @@ METRICS_OF: dict[str, tuple[Metric, ...]] = {  # by kind of label; the first one
     "multilabel": ("f1_micro", "f1_macro", "hamming_loss", "log_loss"),
     "real": ("rmse", "mae", "r2"),
     "count": ("poisson_deviance", "rmse", "mae"),
+    "survival": ("concordance",),
 }
 
 
@@ -54,7 +56,7 @@ class Gate(Section):
     metric: Metric | None = Field(
         default=None,
         description="Picks the candidate on the validation split. Default: that of the label's kind: auc (binary), accuracy "
-        "(multiclass), f1_micro (multilabel), rmse (real), poisson_deviance (count).",
+        "(multiclass), f1_micro (multilabel), rmse (real), poisson_deviance (count), concordance (survival).",
     )
     require: dict[Metric, Bounds] = Field(default={}, description="Bounds on test metrics.")
     champion_confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(
@@ -141,6 +143,10 @@ class Config(Section):
     def _columns(self) -> "Config":
         label = self.features.label
         known_name("features.label.column: a column of the schema", label.column, [*self.source.columns])
+        if label.event:
+            known_name("features.label.event: a column of the schema", label.event, [*self.source.columns])
+            if (dtype := self.source.columns[label.event]) not in (*NUMERIC, "boolean"):
+                raise ValueError(f"features.label.event: wanted a number or a boolean, seen {label.event!r}, {dtype}")
         if (dtype := self.source.columns[label.column]) not in label.types:
             raise ValueError(
                 f"features.label.column: wanted type {' or '.join(label.types)} for a {label.kind} label, seen "
@@ -158,7 +164,7 @@ class Config(Section):
                     )
             for column in (*group.columns, *against):
                 known_name(f"features.inputs.{name}.columns: a column of the schema", column, columns)
-                if column == label.column:
+                if column in label.columns:
                     raise ValueError(f"features.inputs.{name}.columns: wanted inputs, seen the label {column!r}")
                 self._check_type(name, column, self.source.ingested[column], group)
         for where, names in (
@@ -219,6 +225,8 @@ class Config(Section):
     def _models(self) -> "Config":
         kind = self.features.label.kind
         names = [estimator.estimator for estimator in self.classic]
+        if kind == "survival" and self.model:
+            raise ValueError("model: no network learns a survival label; use AFTSurvivalRegression of 'classic'")
         if names and not catalog.ESTIMATORS_OF[kind]:
             raise ValueError(
                 f"classic: MLlib has no estimator of a {kind} label; use a 'model', or a workload for each class"

@@ -10,6 +10,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from pipelines.arrays import as_column
+from pipelines.config.features import Label
 from pipelines.features.fitted import (
     BETWEEN,
     DAY_MICROS,
@@ -36,6 +37,7 @@ from pipelines.features.fitted import (
     SignedLog,
     Whole,
 )
+from pipelines.lake import LabelSpec
 
 if TYPE_CHECKING:
     from pipelines.features.apply_arrow import ArrowFeatures
@@ -70,15 +72,20 @@ def transform(
 def with_label(rows: DataFrame, label: FittedLabel) -> DataFrame:
     """`rows` with a column `label`: a class index, a number, or null where the value is outside the label's set.
 
-    Of a multilabel label it is a list of 0 and 1, an element a class.
+    Of a multilabel label it is a list of 0 and 1, an element a class; of a survival label the time, and 1 where the event
+    was seen.
     """
     value = F.col(label.spec.column)
     if label.spec.is_number:
-        return rows.withColumn("label", value.cast("double"))
+        value = value.cast("double")
+        if label.spec.event:
+            value = F.array(value, F.col(label.spec.event).cast("double"))
+        return rows.withColumn("label", F.when(has_number(label.spec), value))
     classes = F.array(*[F.lit(name) for name in label.spec.classes])
     if label.spec.kind == "multilabel":
         lists = value.cast("array<string>")
-        return rows.withColumn("label", F.transform(classes, lambda c: F.array_contains(lists, c).cast("tinyint")))
+        has = F.transform(classes, lambda name: F.array_contains(lists, name).cast("tinyint"))
+        return rows.withColumn("label", F.when(F.size(F.array_except(lists, classes)) == 0, has))
     text = value.cast("string")
     if label.spec.kind == "binary":
         negative = text.isin(*label.negative) if label.negative else text.isNotNull()
@@ -87,6 +94,17 @@ def with_label(rows: DataFrame, label: FittedLabel) -> DataFrame:
         )
     index = F.array_position(classes, text) - 1
     return rows.withColumn("label", F.when(index >= 0, index).cast("bigint"))
+
+
+def has_number(label: Label | LabelSpec) -> Column:
+    """Whether a row has a label that is a number of its kind."""
+    value = F.col(label.column).cast("double")
+    found = value.isNotNull()
+    if label.kind == "count":
+        found = (value >= 0) & (value % 1 == 0)  # of NaN and infinity the rest is NaN
+    if label.event:
+        found = (value > 0) & (value < math.inf) & F.col(label.event).cast("double").isin(0.0, 1.0)
+    return F.coalesce(found, F.lit(False))
 
 
 def pad_sparse(rows: DataFrame, widths: dict[str, int]) -> DataFrame:

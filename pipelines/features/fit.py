@@ -11,6 +11,7 @@ from pyspark.sql import functions as F
 from pipelines.config import Config
 from pipelines.config.features import NUMBERS, Input, Label
 from pipelines.errors import DataError
+from pipelines.features.apply import has_number
 from pipelines.features.fit_categories import fit_category
 from pipelines.features.fit_numbers import Asking, fit_number, number_places
 from pipelines.features.fit_values import Counted, class_texts, counted_values
@@ -133,23 +134,21 @@ def _aggregates(config: Config) -> dict[str, Column]:
             found |= whole_aggregates(name, config)
     label = config.features.label
     if label.kind in NUMBERS:
-        value, fits = F.col(label.column).cast("double"), _fits(label)
+        value, fits = F.col(label.column).cast("double"), has_number(label)
         found |= {
             "label:unfit": F.count_if(~fits),
-            "label:example": F.min(F.when(~fits, value)),
+            "label:example": F.min(F.when(~fits, _shown(label.columns))),
             "label:mean": F.avg(in_train(value)),
             "label:variance": F.var_pop(in_train(value)),
+            "label:events": F.sum(in_train(F.col(label.event or label.column).cast("double"))),
         }
     return found
 
 
-def _fits(label: Label) -> Column:
-    """Whether a row's label is a number of its kind."""
-    value = F.col(label.column).cast("double")
-    fits = value.isNotNull()
-    if label.kind == "count":
-        fits = F.coalesce((value >= 0) & (value % 1 == 0), F.lit(False))  # of NaN and infinity the rest is NaN
-    return fits
+def _shown(columns: Sequence[str]) -> Column:
+    """The values of a row as text."""
+    texts = [F.concat(F.lit(f"{name}="), F.coalesce(F.col(name).cast("string"), F.lit("null"))) for name in columns]
+    return F.concat_ws(", ", *texts)
 
 
 def _fit_input(
@@ -200,13 +199,20 @@ def _fit_label(label: Label, dtype: str, stats: Stats, counted: Counted) -> Fitt
 
 def _number_spec(label: Label, stats: Stats, where: str) -> LabelSpec:
     if unfit := stats["label:unfit"]:
-        wanted = {"real": "a number", "count": "a whole number of at least 0"}[label.kind]
-        seen = "missing" if stats["label:example"] is None else f"without, such as {stats['label:example']:g}"
-        raise DataError(f"{where}: wanted {wanted} in every row, seen {unfit:,} {seen}")
-    if label.kind == "count" and not stats["label:mean"]:
-        raise DataError(f"{where}: wanted a count above 0 in some training row, seen none")
-    std = math.sqrt(stats["label:variance"])
-    return LabelSpec(kind=label.kind, column=label.column, mean=stats["label:mean"], std=std if std > 0 else 1.0)
+        wanted = {
+            "real": "a number",
+            "count": "a whole number of at least 0",
+            "survival": f"a time above 0, and 0 or 1 of {label.event!r},",
+        }[label.kind]
+        raise DataError(
+            f"{where}: wanted {wanted} in every row, seen {unfit:,} without, such as {stats['label:example']}"
+        )
+    if label.kind != "real" and not stats["label:events"]:
+        raise DataError(
+            f"{where}: wanted {'an event' if label.event else 'a count above 0'} in some training row, seen none"
+        )
+    mean, std = stats["label:mean"], math.sqrt(stats["label:variance"])
+    return LabelSpec(kind=label.kind, column=label.column, event=label.event, mean=mean, std=std if std > 0 else 1.0)
 
 
 def _natural(value: str) -> tuple[float, str]:

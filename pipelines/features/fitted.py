@@ -401,6 +401,8 @@ class Bundle(_Frozen):
 def _label_column(spec: LabelSpec) -> Column:
     if spec.kind == "multilabel":
         return Column(name="label", kind="label", dtype="int8", shape=(len(spec.classes),))
+    if spec.event:
+        return Column(name="label", kind="label", dtype="float64", shape=(2,), names=(spec.column, spec.event))
     return Column(name="label", kind="label", dtype="float64" if spec.is_number else "int64")
 
 

@@ -33,6 +33,7 @@ _MEASURES = {
     "multiclass": "balanced accuracy",
     "real": "rank correlation",
     "count": "rank correlation",
+    "survival": "rank correlation with the time",
 }
 
 
@@ -141,6 +142,8 @@ def telling_features(sample: Sample, label: LabelSpec) -> dict[str, float]:
     """
     y = sample.whole("label").astype(np.float64) if sample.files else np.empty(0)
     kind, told_apart = label.kind, [y]
+    if label.kind == "survival":
+        told_apart = [y[:, 0]]
     if label.kind == "multilabel":
         y = y[: max(_FEWEST, _CELLS // len(label.classes))]
         kind, told_apart = "binary", list(y.T)

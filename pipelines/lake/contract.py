@@ -70,6 +70,7 @@ class LabelSpec(Frozen):
     """What the label means.
 
     Attributes:
+        event: For survival, the column that says whether the event was seen; a label is then the time and 0 or 1.
         classes: For class labels, the value behind each class index.
         counts: How many training rows each class has; of a multilabel label a row counts for each of its classes.
         mean: For a number, its mean over the training split. For a real label the networks learn (label - mean) / std,
@@ -79,6 +80,7 @@ class LabelSpec(Frozen):
 
     kind: LabelKind
     column: str
+    event: str | None = None
     classes: tuple[str, ...] = ()
     counts: tuple[int, ...] = ()
     mean: float = 0.0

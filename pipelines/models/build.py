@@ -67,8 +67,8 @@ def summed_loss(outputs: Tensor, label: Tensor, spec: LabelSpec, *, weights: Ten
 
 
 def row_scores(outputs: Tensor, label: Tensor, spec: LabelSpec) -> Tensor:
-    """What is averaged to judge training, shape (B,): 1 where the class is right, the share of classes that
-    are wrong, or the squared error.
+    """What is averaged to judge training, shape (B,): 1 where the class is right, the share of a
+    multilabel row's classes that are wrong, or the squared error.
     """
     if spec.kind == "multiclass":
         return (outputs.argmax(1) == label).to(torch.float32)

@@ -9,11 +9,12 @@ import pytest
 from pipelines.config import load_config
 from pipelines.errors import ConfigError
 
-SCHEMA = "a double, text string, n int, tags array<string>, scores array<double>"
+SCHEMA = "a double, text string, n int, seen boolean, tags array<string>, scores array<double>"
 COUNT = {"column": "n", "kind": "count"}
 MULTILABEL = {"column": "tags", "kind": "multilabel"}
-LABELS = {"count": COUNT, "multilabel": MULTILABEL}
-CLASSIC = {"count": "LinearRegression"}
+SURVIVAL = {"column": "n", "kind": "survival", "event": "seen"}
+LABELS = {"count": COUNT, "multilabel": MULTILABEL, "survival": SURVIVAL}
+CLASSIC = {"count": "LinearRegression", "survival": "AFTSurvivalRegression"}
 
 
 def sections(label: dict[str, Any], **others: Any) -> dict[str, Any]:
@@ -32,7 +33,9 @@ def sections(label: dict[str, Any], **others: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("kind", "metric"), [("count", "poisson_deviance"), ("multilabel", "f1_micro")])
+@pytest.mark.parametrize(
+    ("kind", "metric"), [("count", "poisson_deviance"), ("multilabel", "f1_micro"), ("survival", "concordance")]
+)
 def test_a_kind_has_a_metric_of_its_own(workload: Callable[..., Path], kind: str, metric: str) -> None:
     config = load_config(workload("", **sections(LABELS[kind])))
     assert config.gate_metric == config.tune_metric == metric
@@ -65,6 +68,20 @@ def test_a_kind_has_a_metric_of_its_own(workload: Callable[..., Path], kind: str
         ),
         (MULTILABEL, {"class_weights": "balanced"}, "wanted a binary or multiclass label, seen kind 'multilabel'"),
         (MULTILABEL, {"gate": {"metric": "accuracy"}}, "a metric of a multilabel label"),
+        ({"column": "n", "kind": "survival"}, {}, "'event', the column that is 1 where the event was seen, belongs to"),
+        (COUNT | {"event": "seen"}, {}, "belongs to a survival label and to no other, seen 'seen' with kind 'count'"),
+        (SURVIVAL | {"event": "n"}, {}, "event: wanted another column than the time, seen 'n' twice"),
+        (SURVIVAL | {"event": "sen"}, {}, "features.label.event: a column of the schema"),
+        (SURVIVAL | {"event": "text"}, {}, "features.label.event: wanted a number or a boolean, seen 'text', string"),
+        (SURVIVAL | {"event": "a"}, {}, "features.inputs.x.columns: wanted inputs, seen the label 'a'"),
+        (
+            SURVIVAL,
+            {"model": {"network": "mlp"}},
+            "model: no network learns a survival label; use AFTSurvivalRegression",
+        ),
+        (SURVIVAL, {"classic": [{"estimator": "GBTRegressor"}]}, "GBTRegressor does not fit a survival label"),
+        (COUNT, {"classic": [{"estimator": "AFTSurvivalRegression"}]}, "AFTSurvivalRegression does not fit a count"),
+        (SURVIVAL, {"gate": {"metric": "rmse"}}, "a metric of a survival label"),
         (COUNT | {"classes": [1]}, {}, "'classes' belongs to a multiclass or multilabel label, seen kind 'count'"),
         (
             COUNT,

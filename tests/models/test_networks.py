@@ -41,7 +41,7 @@ def labels_of(label: LabelSpec, rows: int) -> torch.Tensor:
             else torch.poisson(torch.full((rows,), 3.0)).double()
         )
     if label.kind == "multilabel":
-        return torch.randint(0, 2, (rows, len(label.classes)), dtype=torch.int8)
+        return (torch.rand(rows, len(label.classes)) < 0.2).to(torch.int8)
     return torch.randint(0, len(label.classes), (rows,))
 
 
