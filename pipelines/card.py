@@ -220,6 +220,7 @@ def _mixture(a: Floats, b: Floats, share: float) -> tuple[float, ...]:
     """Percentiles of values of which `share` are distributed as `b` and the others as `a`."""
     if not (len(a) and len(b)):
         return tuple((a if len(a) else b).tolist())
+    a, b = (np.where(np.abs(x) < np.finfo(x.dtype).tiny, 0.0, x) for x in (a, b))  # slopes between denormals overflow
     points = np.unique(np.concatenate([a, b]))
     upto = (1 - share) * _share_upto(a, points) + share * _share_upto(b, points)
     below = (1 - share) * _share_below(a, points) + share * _share_below(b, points)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from pyspark.sql import SparkSession
@@ -241,6 +241,8 @@ def test_cards_add_up_and_drift_is_named(spark: SparkSession) -> None:
     st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60),
     st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60),
 )
+@example([0.0, 2.2e-313], [0.0])
+@example([0.0], [0.0, 2.2e-313, 1.0])
 def test_a_mixture_of_percentiles_lies_between_its_parts(a: list[float], b: list[float]) -> None:
     parts = [np.quantile(values, np.linspace(0, 1, 101)) for values in (a, b)]
     mixed = np.array(_mixture(*parts, len(b) / (len(a) + len(b))))
