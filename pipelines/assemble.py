@@ -42,7 +42,8 @@ def assemble(rows: DataFrame, contract: Contract, *, estimator: str) -> DataFram
         if column.kind == "sparse_weights":
             continue
         if column.kind == "sparse_ids":
-            rows = _add_sparse(rows, column, name)
+            weights = f"{column.input}_weights"
+            rows = rows.withColumn(name, sparse_vector(column.name, weights, size=column.sizes[0]))
         elif column.kind == "image":
             rows = rows.withColumn(name, array_to_vector(_pixels(column)))
         else:
@@ -99,22 +100,21 @@ def _add_ids(rows: DataFrame, column: Column, *, one_hot: bool) -> tuple[DataFra
     return encoder.fit(rows).transform(rows), encoded
 
 
-def _add_sparse(rows: DataFrame, column: Column, name: str) -> DataFrame:
-    """A sparse vector from padded ids and weights.
+def sparse_vector(ids: str, weights: str, *, size: int) -> SparkColumn:
+    """A sparse vector of `size` places from columns of ids, which rise, and weights; those of 0 are left out.
 
     No public function makes one from columns; JSON does, through VectorUDT's own struct of (type, size, indices,
     values), and doubles survive it exactly.
     """
-    weights = column.name.removesuffix("_ids") + "_weights"
-    pairs = F.filter(F.arrays_zip(column.name, weights), lambda pair: pair[weights] != 0)
+    pairs = F.filter(F.arrays_zip(ids, weights), lambda pair: pair[weights] != 0)
     vector = F.struct(
         F.lit(_SPARSE_VECTOR).alias("type"),
-        F.lit(column.sizes[0]).alias("size"),
-        F.transform(pairs, lambda pair: pair[column.name]).alias("indices"),
+        F.lit(size).alias("size"),
+        F.transform(pairs, lambda pair: pair[ids]).alias("indices"),
         F.transform(pairs, lambda pair: pair[weights].cast("double")).alias("values"),
     )
     schema = StructType([StructField("vector", VectorUDT())])
-    return rows.withColumn(name, F.from_json(F.to_json(F.struct(vector.alias("vector"))), schema)["vector"])
+    return F.from_json(F.to_json(F.struct(vector.alias("vector"))), schema)["vector"]
 
 
 def _pixels(column: Column) -> SparkColumn:

@@ -91,7 +91,7 @@ def resample(metric: str, label: Floats, models: Mapping[str, Floats], *, seed: 
     generator = np.random.default_rng(seed)
     measures = {name: _Weighted(metric, label, values) for name, values in models.items()}
     found = {name: np.empty(1 + REPLICATES) for name in models}
-    for i in range(1 + REPLICATES):
+    for i in range(1 + REPLICATES) if models else ():
         draw = generator.integers(0, rows, rows) if i else np.arange(rows)
         weights = np.bincount(draw, minlength=rows).astype(np.float64)
         for name, measure in measures.items():

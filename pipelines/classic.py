@@ -9,11 +9,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyspark.ml.classification
+import pyspark.ml.clustering
 import pyspark.ml.regression
+from pyspark import SparkContext
 from pyspark.errors import PySparkException
 from pyspark.ml import Estimator as MLlibEstimator
 from pyspark.ml import Model
 from pyspark.ml.classification import OneVsRest
+from pyspark.ml.clustering import DistributedLDAModel
 from pyspark.ml.linalg import DenseMatrix, DenseVector
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -21,7 +24,8 @@ from pyspark.storagelevel import StorageLevel
 
 from pipelines import plots, tracking
 from pipelines.assemble import VECTOR, assemble, num_bins, vector_size
-from pipelines.config.catalog import BINARY_ESTIMATORS, ESTIMATORS, SURVIVAL, TREES
+from pipelines.clusters import find_clusters
+from pipelines.config.catalog import BINARY_ESTIMATORS, CLUSTERERS, ESTIMATORS, SURVIVAL, TREES
 from pipelines.config.learning import Estimator
 from pipelines.config.load import lake_root
 from pipelines.errors import ConfigError, one_line
@@ -31,7 +35,7 @@ from pipelines.lake import Contract, Snapshot, scratch_path
 from pipelines.session import get_session, is_refusal, spark_progress
 from pipelines.stage import Given, Made
 from pipelines.tables import read_table
-from pipelines.tracking import ModelRef
+from pipelines.tracking import ModelRef, Run
 
 _MATRICES = ("lowerBoundsOnCoefficients", "upperBoundsOnCoefficients")
 _WATCHED, _WEIGHT, _EVENT = "is_validation", "class_weight", "event"
@@ -51,25 +55,34 @@ def build(given: Given) -> Made:
     snapshot = snapshots["train"]
     assert snapshot.contract is not None, "a feature table carries its contract"
     given.run.dataset(snapshot, name="features_train", context="training")
+    fitted = FittedFeatures.model_validate(features["fitted"])
     weights = snapshot.contract.label.weights(config.class_weights)
     refs, lines = [], []
     with checkpoints(spark, scratch_path(config.workload)):
         for wanted in config.classic:
+            contract = read_by(wanted, snapshot.contract)
             with spark_progress(spark, f"classic: {wanted.estimator}"):
-                estimator = make_estimator(wanted, snapshot.contract, seed=config.seed, is_weighted=bool(weights))
+                estimator = make_estimator(wanted, contract, seed=config.seed, is_weighted=bool(weights))
                 rows = {
-                    split: assemble(read_table(spark, snapshots[split]), snapshot.contract, estimator=wanted.estimator)
+                    split: assemble(read_table(spark, snapshots[split]), contract, estimator=wanted.estimator)
                     for split in ("train", *(["validation"] if wanted.stops_early else []))
                 }
                 model, seconds = _fit(estimator, rows_to_fit(wanted, rows["train"], rows.get("validation"), weights))
-            refs.append(_log(model, wanted, given, snapshot, seconds))
+            bundle = Bundle(name=wanted.estimator, kind="classic", fitted=fitted, contract=contract)
+            refs.append(_log(model, wanted, given, bundle, snapshot, seconds))
             lines.append(f"{wanted.estimator} fitted on {snapshot.rows:,} rows in {seconds:.1f} s")
+            lines += _show(model, bundle, rows["train"], given.run)
     return Made(
         rows=snapshot.rows,
         result={"models": [ref.model_dump(mode="json") for ref in refs]},
         outputs=[output for ref in refs for output in (ref.uri, ref.path)],
         lines=lines,
     )
+
+
+def read_by(wanted: Estimator, contract: Contract) -> Contract:
+    """The contract of the inputs that the estimator reads."""
+    return contract if wanted.inputs is None else contract.of_inputs(wanted.inputs)
 
 
 @contextmanager
@@ -85,11 +98,11 @@ def rows_to_fit(wanted: Estimator, train: DataFrame, watched: DataFrame | None, 
 
     Args:
         wanted: The estimator.
-        train: With `label` and `VECTOR`.
+        train: With `VECTOR` and, where there is one, `label`.
         watched: Likewise, the rows on which it stops early, where it does.
         weights: Of each class; empty where all weigh the same.
     """
-    rows = train.select("label", VECTOR)
+    rows = train.select(*(name for name in ("label", VECTOR) if name in train.columns))
     if wanted.estimator in SURVIVAL:
         return rows.withColumns({"label": F.get("label", 0), _EVENT: F.get("label", 1)})
     if wanted.stops_early:
@@ -114,7 +127,7 @@ def make_estimator(
         ConfigError: MLlib refuses a value.
     """
     name = wanted.estimator
-    classes = pyspark.ml.regression if hasattr(pyspark.ml.regression, name) else pyspark.ml.classification
+    modules = (pyspark.ml.classification, pyspark.ml.regression, pyspark.ml.clustering)
     params = {key: _value(key, value) for key, value in wanted.params.items()}
     if "seed" in ESTIMATORS[name]:
         params.setdefault("seed", seed)
@@ -126,11 +139,11 @@ def make_estimator(
         params.setdefault("family", "poisson")
     if wanted.stops_early:
         params["validationIndicatorCol"] = _WATCHED
-    columns: dict[str, Any] = {"labelCol": "label", "featuresCol": VECTOR}
+    columns: dict[str, Any] = {"featuresCol": VECTOR} | ({} if name in CLUSTERERS else {"labelCol": "label"})
     if is_weighted:
         columns["weightCol"] = _WEIGHT
     try:
-        estimator: Any = getattr(classes, name)(**columns, **params)
+        estimator: Any = next(getattr(m, name) for m in modules if hasattr(m, name))(**columns, **params)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"classic: {name}: {one_line(str(error))}") from None
     size = vector_size(contract, estimator=name)
@@ -154,7 +167,7 @@ def _value(key: str, value: Any) -> Any:
 
 
 def fit(estimator: "MLlibEstimator[Any]", rows: DataFrame) -> Model:
-    """Fit on rows with `label` and `VECTOR`, which MLlib reads many times: whoever calls keeps them.
+    """Fit on what `rows_to_fit` gives, which MLlib reads many times: whoever calls keeps them.
 
     Raises:
         ConfigError: MLlib refuses a parameter's value, or the features do not suit the estimator.
@@ -167,6 +180,14 @@ def fit(estimator: "MLlibEstimator[Any]", rows: DataFrame) -> Model:
                 f"classic: {type(estimator).__name__}: MLlib refuses: {one_line(str(error), limit=300)}"
             ) from None
         raise
+    return model.toLocal() if isinstance(model, DistributedLDAModel) else model  # else the training rows go with it
+
+
+def without_summary(model: Model) -> Model:
+    """The model without its training summary, whose session cannot be sent to where the model is applied."""
+    if getattr(model, "hasSummary", False):
+        java: Any = model._java_obj  # type: ignore[attr-defined]
+        java.setSummary(SparkContext._active_spark_context._jvm.scala.Option.empty())  # type: ignore[union-attr]
     return model
 
 
@@ -180,7 +201,7 @@ def _fit(estimator: "MLlibEstimator[Any]", rows: DataFrame) -> "tuple[Model, flo
         rows.unpersist()
 
 
-def _log(model: Model, wanted: Estimator, given: Given, snapshot: Snapshot, seconds: float) -> ModelRef:
+def _log(model: Model, wanted: Estimator, given: Given, bundle: Bundle, snapshot: Snapshot, seconds: float) -> ModelRef:
     """Save the model under the lake and log it in MLflow."""
     name = wanted.estimator
     path = lake_root() / "models" / given.config.workload / name
@@ -188,12 +209,6 @@ def _log(model: Model, wanted: Estimator, given: Given, snapshot: Snapshot, seco
     model.write().overwrite().save(str(path))  # type: ignore[attr-defined]
     given.run.params({f"{name}.{key}": value for key, value in wanted.params.items()})
     given.run.metrics({f"{name}/fit_seconds": seconds})
-    fitted = FittedFeatures.model_validate(given.inputs["features"].result["fitted"])
-    assert snapshot.contract is not None, "a feature table carries its contract"
-    if found := importances(model, name, fitted, snapshot.contract):
-        given.run.json(f"importances/{name}.json", found.model_dump(mode="json"))
-        given.run.figure(f"importances/{name}.png", plots.importances(found, name))
-    bundle = Bundle(name=name, kind="classic", fitted=fitted, contract=snapshot.contract)
     uri, size = tracking.log_classic(model, name, bundle=bundle, scratch=scratch_path(given.config.workload))
     return ModelRef(
         name=name,
@@ -202,6 +217,20 @@ def _log(model: Model, wanted: Estimator, given: Given, snapshot: Snapshot, seco
         path=str(path),
         size_bytes=size,
         snapshot=snapshot.digest,
-        features=fitted.digest,
+        features=bundle.fitted.digest,
         fit_seconds=round(seconds, 3),
     )
+
+
+def _show(model: Model, bundle: Bundle, train: DataFrame, run: Run) -> list[str]:
+    """Keep in MLflow what the model makes of each feature, or the clusters that it found; these also as a line."""
+    name = bundle.name
+    if name in CLUSTERERS:
+        clusters = find_clusters(without_summary(model), bundle, train)
+        run.json(f"clusters/{name}.json", clusters.model_dump(mode="json"))
+        run.figure(f"clusters/{name}.png", plots.clusters(clusters, name))
+        return [f"{name}: {clusters}"]
+    if found := importances(model, name, bundle.fitted, bundle.contract):
+        run.json(f"importances/{name}.json", found.model_dump(mode="json"))
+        run.figure(f"importances/{name}.png", plots.importances(found, name))
+    return []

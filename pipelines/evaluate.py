@@ -4,6 +4,7 @@ The candidate is the best on the validation split; the test split only gates.
 """
 
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 
@@ -11,7 +12,9 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from pipelines import plots, tracking
+from pipelines.assemble import assemble
 from pipelines.bootstrap import Difference, Resampled, resample
+from pipelines.clusters import measure_clusters
 from pipelines.config import Config
 from pipelines.config.workload import LOWER_IS_BETTER
 from pipelines.errors import DataError
@@ -21,7 +24,7 @@ from pipelines.features.split import with_split
 from pipelines.gate import Verdict, judge
 from pipelines.lake import LabelSpec, Snapshot, scratch_path, table_path
 from pipelines.leaderboard import table as leaderboard_table
-from pipelines.metrics import Measured, by_slice, confusion, histograms, measure, row_values, sampled
+from pipelines.metrics import Measured, Metrics, by_slice, confusion, histograms, measure, row_values, sampled
 from pipelines.score import Loaded, loaded, measure_speed, predict
 from pipelines.session import get_session, spark_progress
 from pipelines.stage import Given, Made
@@ -51,10 +54,13 @@ def build(given: Given) -> Made:
     spec = FittedFeatures.model_validate(features["fitted"]).label.spec
     refs = _candidates(given)
     champion = _comparable(config.workload, spec)
-    scored, speeds = _score_all(spark, given, refs, champion, spec)
+    scored, speeds, of_clusters = _score_all(spark, given, refs, champion, spec)
     splits = [split for split in ("validation", "test") if split in snapshots]
     with spark_progress(spark, "evaluate: metrics"):
-        measured = measure(scored, spec)
+        measured = {
+            key: replace(seen, metrics=seen.metrics | of_clusters.get(key, {}))
+            for key, seen in measure(scored, spec).items()
+        }
         _check_rows(measured, snapshots)
         chosen = _choose(refs, measured, config)
         test = scored.where(F.col("split") == "test")
@@ -111,8 +117,10 @@ def _comparable(workload: str, spec: LabelSpec) -> Registered | None:
 
 def _score_all(
     spark: SparkSession, given: Given, refs: list[ModelRef], champion: Registered | None, spec: LabelSpec
-) -> tuple[DataFrame, dict[str, float]]:
-    """One table of every model's predictions on validation and test rows, written and read back; rows scored a second."""
+) -> tuple[DataFrame, dict[str, float], dict[tuple[str, str], Metrics]]:
+    """One table of every model's predictions on validation and test rows, written and read back; rows scored a second;
+    metrics of clusterers by (candidate, split), which want the features.
+    """
     config = given.config
     raw = read_table(spark, Snapshot.model_validate(given.inputs["ingest"].result["snapshot"]))
     rows = with_split(raw, config).where(F.col("_split").isin("validation", "test"))
@@ -140,7 +148,21 @@ def _score_all(
             for name, model in models.items()
             if name != CHAMPION
         }
-    return read_table(spark, snapshot), speeds
+        of_clusters = {
+            (name, split): metrics
+            for name, model in models.items()
+            if spec.kind == "none"
+            for split, metrics in _measure_clusters(features[model.bundle.fitted.digest], model).items()
+        }
+    return read_table(spark, snapshot), speeds, of_clusters
+
+
+def _measure_clusters(features: DataFrame, model: Loaded) -> dict[str, Metrics]:
+    """Metrics of a clusterer by split."""
+    rows = assemble(features, model.bundle.contract, estimator=model.bundle.name)
+    fitted = tracking.load_classic(model.path).stages[-1]
+    splits = [row["_split"] for row in features.select("_split").distinct().collect()]
+    return {split: measure_clusters(fitted, rows.where(F.col("_split") == split)) for split in splits}
 
 
 def _check_rows(measured: dict[tuple[str, str], Measured], snapshots: dict[str, Snapshot]) -> None:
@@ -217,6 +239,8 @@ def _keep_metrics(run: Run, measured: dict[tuple[str, str], Measured], speeds: d
 
 def _plot(run: Run, test: DataFrame, chosen: str, spec: LabelSpec) -> None:
     """Keep plots of the test split in the MLflow run."""
+    if spec.kind == "none":  # the run of `classic` has those of its clusters
+        return
     best = test.where(F.col("candidate") == chosen)
     if spec.is_number:
         if spec.event:  # of rows whose time is known

@@ -19,7 +19,7 @@ from pipelines.features.fitted import (
     FittedList,
     FittedNumber,
 )
-from pipelines.lake import Contract
+from pipelines.lake import Column, Contract
 
 MOST = 1000  # features that are kept, the weightiest first
 
@@ -88,18 +88,23 @@ def place_names(fitted: FittedFeatures, contract: Contract, *, estimator: str) -
     """A name for each place of the vector that `assemble` makes, as `input.column: value`."""
     inputs = {group.name: group for group in fitted.inputs}
     for column in contract.inputs:
-        if column.kind == "sparse_weights":
-            continue
-        if column.kind == "ids":
-            yield from _id_names(inputs[column.name], one_hot=estimator not in TREES)
-        elif column.names:
+        yield from column_names(column, inputs[column.input], estimator=estimator)
+
+
+def column_names(column: Column, group: FittedInput, *, estimator: str) -> Iterator[str]:
+    """The names of a column's places in that vector."""
+    match column.kind:
+        case "sparse_weights":
+            return
+        case "ids":
+            yield from _id_names(group, one_hot=estimator not in TREES)
+        case "sparse_ids" if isinstance(group.whole, FittedList):
+            yield from (f"{group.name}: {value}" for value in values_of(group.whole.category))
+        case "sparse_ids":
+            yield from (f"{group.name}: {place}" for place in range(column.sizes[0]))
+        case _ if column.names:
             yield from (f"{column.name}.{name}" for name in column.names)
-        elif column.kind == "sparse_ids":
-            name = column.name.removesuffix("_ids")
-            found = inputs[name].whole
-            values = _values(found.category) if isinstance(found, FittedList) else map(str, range(column.sizes[0]))
-            yield from (f"{name}: {value}" for value in values)
-        else:
+        case _:
             yield from (f"{column.name}[{place}]" for place in range(column.width))
 
 
@@ -107,10 +112,10 @@ def _id_names(group: FittedInput, *, one_hot: bool) -> Iterator[str]:
     for column in group.columns:
         assert isinstance(column, FittedNumber | FittedCategory), "an input of ids"
         name = f"{group.name}.{column.name}"
-        yield from (f"{name}: {value}" for value in _values(column)) if one_hot else (name,)
+        yield from (f"{name}: {value}" for value in values_of(column)) if one_hot else (name,)
 
 
-def _values(column: FittedNumber | FittedCategory) -> list[str]:
+def values_of(column: FittedNumber | FittedCategory) -> list[str]:
     """What stands behind each id."""
     if isinstance(column, FittedNumber):
         edges = ["-inf", *(f"{split:g}" for split in column.splits or ()), "inf"]

@@ -21,6 +21,7 @@ from pipelines import multilabel
 from pipelines.arrays import one_chunk
 from pipelines.bootstrap import F1, PAIRS, RANKING, Floats
 from pipelines.concordance import concordance
+from pipelines.config.workload import OF_CLUSTERS
 from pipelines.lake import UINT64, LabelSpec
 from pipelines.lake.contract import SMALLEST_RATE
 from pipelines.multilabel import minus_log
@@ -151,7 +152,7 @@ def _parts(spec: LabelSpec) -> dict[str, Column]:
             return {"poisson_deviance": _deviance(), "rmse": error * error, "mae": F.abs(error)}
         case "multilabel":
             return multilabel.parts()
-        case "survival":
+        case "survival" | "none":  # of clusters see `clusters.measure_clusters`
             return {}
         case _:
             return {"accuracy": (error == 0).cast("double"), "log_loss": _log_loss()}
@@ -244,7 +245,7 @@ def row_values(
     """Labels, and what each model did with the same rows, as `bootstrap.resample` takes them.
 
     At most `PAIRED_ROWS` rows, fewer where a row takes more memory, so that the driver's does not grow. Models that give
-    no such value, as a margin has no log loss, are left out.
+    no such value, as a margin has no log loss, are left out; a metric of clusters is no mean over rows, and has none of any model.
 
     Args:
         scored: Rows of one split.
@@ -252,6 +253,8 @@ def row_values(
         models: The candidates wanted.
         metric: Its name.
     """
+    if metric in OF_CLUSTERS:
+        return np.empty(0), {}
     label = F.lit(0.0) if spec.kind == "multilabel" else F.col("label")  # whose metrics do not ask for it
     fewer = {"f1_macro": PAIRED_ROWS // max(1, len(spec.classes)) + 1, "concordance": DRAWN_PAIRS}
     place = F.array_position(F.array(*map(F.lit, models)), F.col("candidate"))

@@ -1,6 +1,8 @@
 """Plots of an evaluation, from the small summaries that `metrics` gives."""
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -8,11 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipelines.bootstrap import Floats
+from pipelines.clusters import Clusters
 from pipelines.importances import Importances
 from pipelines.metrics import Histogram
 
 _BINS = 20
 MOST_FEATURES = 25
+MOST_CLUSTERS = 16
 
 
 def _figure(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
@@ -110,6 +114,23 @@ def importances(found: Importances, title: str) -> Figure:
     shown = found.features[:MOST_FEATURES]
     axes.barh([feature.name for feature in shown], [feature.weight for feature in shown])
     axes.invert_yaxis()
+    return figure
+
+
+def clusters(found: Clusters, title: str) -> Figure:
+    """The features that tell each of the largest clusters, as bars."""
+    shown = sorted(found.clusters, key=lambda cluster: -cluster.rows)[:MOST_CLUSTERS]
+    columns = min(len(shown), 4)
+    figure = Figure(figsize=(3.2 * columns, 2.6 * math.ceil(len(shown) / columns)), layout="constrained")
+    figure.suptitle(f"{title}: {found.kind}")
+    panels = figure.subplots(math.ceil(len(shown) / columns), columns, squeeze=False).flat
+    for axes, cluster in zip_longest(panels, shown):
+        if cluster is None:
+            axes.set_axis_off()
+            continue
+        axes.barh([feature.name for feature in cluster.features], [feature.weight for feature in cluster.features])
+        axes.invert_yaxis()
+        axes.set_title(f"{cluster.number}: {cluster.rows:,} rows")
     return figure
 
 

@@ -22,6 +22,7 @@ from pyspark.sql import functions as F
 from pipelines import tracking
 from pipelines.arrays import as_column, to_array, to_padded
 from pipelines.assemble import assemble
+from pipelines.clusters import with_prediction
 from pipelines.config import Config
 from pipelines.errors import LakeError
 from pipelines.features.apply import transform
@@ -80,9 +81,9 @@ def predict(features: DataFrame, model: Loaded, *, keep: Sequence[str]) -> DataF
         keep: Columns of `features` to pass through.
 
     Returns:
-        `keep`; `prediction`, a class index or the label's value, null for a multilabel label, whose classes are those
+        `keep`; `prediction`, a class index, the label's value or a cluster, null for a multilabel label, whose classes are those
         with a probability of at least `HAS_CLASS`; `score`, which ranks rows for a binary label (the probability of
-        class 1, or a margin), null for others; `probabilities` of the classes, null where the model has none.
+        class 1, or a margin), null for others; `probabilities` of the classes or clusters, null where the model has none.
     """
     if model.bundle.kind == "classic":
         return apply_classic(features, tracking.load_classic(model.path), model.bundle, keep=keep)
@@ -101,6 +102,7 @@ def answers(scored: DataFrame, label: LabelSpec, *, keep: Sequence[str]) -> Data
     """What an MLlib model's `transform` made, in the columns of `predict`."""
     probabilities: SparkColumn = F.lit(None).cast("array<double>")
     score: SparkColumn = F.lit(None).cast("double")
+    scored = with_prediction(scored)
     if "probability" in scored.columns:
         probabilities = vector_to_array(F.col("probability"))
     if label.kind == "binary":
@@ -221,6 +223,10 @@ def readable(scored: DataFrame, label: LabelSpec, keep: Sequence[str]) -> DataFr
         chosen = F.zip_with(names, "probabilities", lambda name, share: F.when(share >= HAS_CLASS, name))
         return scored.select(*keep, F.array_compact(chosen).alias("prediction"), "probabilities")
     place = F.col("prediction").cast("int")
+    if label.kind == "none":
+        return scored.select(
+            *keep, place.alias("prediction"), F.get("probabilities", place).alias("probability"), "probabilities"
+        )
     return scored.select(
         *keep,
         F.get(names, place).alias("prediction"),

@@ -429,7 +429,7 @@ def _signature(bundle: Bundle) -> "ModelSignature":
         outputs = [ColSpec(Array(DataType.string), "prediction"), ColSpec(Array(DataType.double), "probabilities")]
     else:
         outputs = [
-            ColSpec(DataType.string, "prediction"),
+            ColSpec(DataType.integer if bundle.contract.label.kind == "none" else DataType.string, "prediction"),
             ColSpec(DataType.double, "probability", required=False),
             ColSpec(DataType.double, "score", required=False),
             ColSpec(Array(DataType.double), "probabilities", required=False),

@@ -63,7 +63,7 @@ def test_a_model_loads_back_from_the_lake_and_from_mlflow(spark: SparkSession, l
 
 ALL = [
     {"estimator": "LogisticRegression", "maxIter": 3, "lowerBoundsOnIntercepts": [-10.0]},
-    {"estimator": "LinearSVC", "maxIter": 3},
+    {"estimator": "LinearSVC", "maxIter": 3, "inputs": ["dense"]},
     {"estimator": "DecisionTreeClassifier", "maxDepth": 2},
     {"estimator": "RandomForestClassifier", "numTrees": 3, "maxDepth": 2},
     {"estimator": "GBTClassifier", "maxIter": 30, "maxDepth": 2, "validationTol": 0.05},
@@ -99,11 +99,12 @@ def test_every_classifier_goes_through_the_chain(
     assert GBTClassificationModel.load(boosted).getNumTrees < 30, "it stopped on the validation split"
     kept = MlflowClient(tracking.tracking_uri())
     found = {a.path for a in kept.list_artifacts(receipts["classic"].run_id, "importances")}
-    for name in ("LogisticRegression", "GBTClassifier"):
+    for name in ("LinearSVC", "LogisticRegression", "GBTClassifier"):
         assert f"importances/{name}.png" in found
         path = kept.download_artifacts(receipts["classic"].run_id, f"importances/{name}.json", str(tmp_path))
         features = {f["name"]: f["weight"] for f in json.loads(Path(path).read_text())["features"]}
         assert features["dense.a"] > 0
+        assert features.keys() == {"dense.a", "dense.b"} or name != "LinearSVC", "it reads one input"
     assert features.keys() == {"dense.a", "dense.b", "ids.color"} and sum(features.values()) == pytest.approx(1)
     assert "importances/NaiveBayes.json" not in found
 

@@ -58,12 +58,14 @@ ESTIMATORS: dict[str, tuple[str, ...]] = {
         "quantileProbabilities",
         "tol",
     ),
+    "BisectingKMeans": ("distanceMeasure", "k", "maxIter", "minDivisibleClusterSize", "seed"),
     "DecisionTreeClassifier": (*_TREE, "thresholds"),
     "DecisionTreeRegressor": _TREE,
     "FMClassifier": (*_FACTORS, "thresholds"),
     "FMRegressor": _FACTORS,
     "GBTClassifier": (*_BOOSTED, "thresholds"),
     "GBTRegressor": _BOOSTED,
+    "GaussianMixture": ("aggregationDepth", "k", "maxIter", "seed", "tol"),
     "GeneralizedLinearRegression": (
         "aggregationDepth",
         "family",
@@ -77,6 +79,31 @@ ESTIMATORS: dict[str, tuple[str, ...]] = {
         "variancePower",
     ),
     "IsotonicRegression": ("featureIndex", "isotonic"),
+    "KMeans": (
+        "distanceMeasure",
+        "initMode",
+        "initSteps",
+        "k",
+        "maxBlockSizeInMB",
+        "maxIter",
+        "seed",
+        "solver",
+        "tol",
+    ),
+    "LDA": (
+        "checkpointInterval",
+        "docConcentration",
+        "k",
+        "keepLastCheckpoint",
+        "learningDecay",
+        "learningOffset",
+        "maxIter",
+        "optimizeDocConcentration",
+        "optimizer",
+        "seed",
+        "subsamplingRate",
+        "topicConcentration",
+    ),
     "LinearRegression": (*_LINEAR, "elasticNetParam", "epsilon", "loss", "solver"),
     "LinearSVC": (*_LINEAR, "threshold"),
     "LogisticRegression": (
@@ -111,14 +138,16 @@ UNWEIGHTED = frozenset({"FMClassifier", "MultilayerPerceptronClassifier"})  # cl
 REGRESSORS = frozenset(name for name in ESTIMATORS if name.endswith(("Regressor", "Regression"))) - {
     "LogisticRegression"
 }
+CLUSTERERS = frozenset({"BisectingKMeans", "GaussianMixture", "KMeans", "LDA"})  # they take no label
 SURVIVAL = frozenset({"AFTSurvivalRegression"})
 ESTIMATORS_OF: dict[str, frozenset[str]] = {  # by the kind of label that they learn
-    "binary": frozenset(ESTIMATORS) - REGRESSORS,
-    "multiclass": frozenset(ESTIMATORS) - REGRESSORS,
+    "binary": frozenset(ESTIMATORS) - REGRESSORS - CLUSTERERS,
+    "multiclass": frozenset(ESTIMATORS) - REGRESSORS - CLUSTERERS,
     "multilabel": frozenset(),
     "real": REGRESSORS - SURVIVAL,
     "count": REGRESSORS - SURVIVAL,
     "survival": SURVIVAL,
+    "none": CLUSTERERS,
 }
 TREES = frozenset(name for name in ESTIMATORS if name.startswith(("DecisionTree", "GBT", "RandomForest")))
 
@@ -175,4 +204,5 @@ SOURCE_OPTIONS: dict[str, tuple[str, ...]] = {
     "idx": (),
     "libsvm": (),
     "parquet": (),
+    "text": (),
 }

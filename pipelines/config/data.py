@@ -88,7 +88,9 @@ class Prepare(Section):
 class Table(Section):
     """Files of one format, and what a row of them looks like."""
 
-    format: Literal["csv", "libsvm", "idx", "parquet", "delta"] = Field(description="The raw format.")
+    format: Literal["csv", "libsvm", "idx", "parquet", "delta", "text"] = Field(
+        description="The raw format; text: a line is a row."
+    )
     prepare: Prepare | None = Field(default=None, description="Makes the raw files where they are missing.")
     paths: Strings | dict[Name, Strings] = Field(
         description="Files, folders or globs; as a mapping, one entry a split (then `split.given` may name them). "
@@ -134,12 +136,12 @@ class Table(Section):
     def _format(self) -> "Table":
         for option in self.options:
             known_name(f"an option of {self.format}", option, catalog.SOURCE_OPTIONS[self.format])
-        layouts = {"idx": ["binary", "int"], "libsvm": ["double", "sparse(N)"]}
+        layouts = {"idx": ["binary", "int"], "libsvm": ["double", "sparse(N)"], "text": ["string"]}
         if self.format in layouts:
             seen = [re.sub(r"\(\d+\)", "(N)", dtype) for dtype in self.columns.values()]
             if seen != layouts[self.format]:
                 raise ValueError(
-                    f"schema: wanted two columns of types {layouts[self.format]} for {self.format}, seen {seen}"
+                    f"schema: wanted columns of types {layouts[self.format]} for {self.format}, seen {seen}"
                 )
         return self
 

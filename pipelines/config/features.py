@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipelines.config.base import Name, Section
 from pipelines.config.data import NUMERIC, RESERVED_COLUMNS
-from pipelines.config.steps import Step
+from pipelines.config.steps import Hash, Step
 
 IMPUTERS = ("impute_mean", "impute_median", "impute_most_frequent", "impute_constant")
 SHAPERS = ("log1p", "signed_log", "clip")
@@ -15,7 +15,8 @@ INDEXERS = ("vocabulary", "hash")
 ENCODERS = ("frequency", "target")
 DATES = ("date", "age")
 WHOLE = ("image", "vector", "sparse")  # steps that take one column as it is
-LISTS = ("bag", "sequence")  # what ends the steps of a list
+LISTS = ("bag", "sequence")  # what a list becomes
+SVD_NUMBERS = 1 << 20  # of singular vectors, which the fitted transform's JSON holds
 
 LabelKind = Literal["binary", "multiclass", "multilabel", "real", "count", "survival"]
 NUMBERS = ("real", "count", "survival")  # kinds of label that are a number, and predicted as one
@@ -39,7 +40,7 @@ class Input(Section):
             raise ValueError(f"steps: {names[0]!r} takes one column, seen {len(self.columns)}")
         if "vector" in names or "pca" in names:
             return self._vector(names)
-        if set(names) & {"tokens", *LISTS}:
+        if set(names) & {"tokens", "svd", *LISTS}:
             return self._list(names)
         if "cross" in names and len(self.columns) < 2:
             raise ValueError(f"steps: 'cross' takes several columns, seen {self.columns}")
@@ -75,11 +76,24 @@ class Input(Section):
         return self
 
     def _list(self, names: list[str]) -> "Input":
-        if names[names[0] == "tokens" :] not in [[indexer, form] for indexer in INDEXERS for form in LISTS]:
+        ends = [*([form] for form in LISTS), ["bag", "svd"]]
+        if names[names[0] == "tokens" :] not in [[indexer, *end] for indexer in INDEXERS for end in ends]:
             raise ValueError(
                 f"steps: wanted 'tokens' where it is text, then one of {', '.join(INDEXERS)}, then one of "
-                f"{', '.join(LISTS)}, seen {names}"
+                f"{', '.join(LISTS)}, and 'svd' only behind a 'bag', seen {names}"
             )
+        ids = self.reads_values.options if self.reads_values else None
+        size = ids.buckets if isinstance(ids, Hash) else getattr(ids, "max_size", None)
+        form, last = self.list_form, self.steps[-1]
+        if form and form.bag and not form.bag.other and isinstance(ids, Hash):
+            raise ValueError("steps: bag: other: wanted it with a vocabulary; a 'hash' knows no other values")
+        if last.svd and (size is None or size * last.svd.components > SVD_NUMBERS):
+            raise ValueError(
+                f"steps: svd: wanted max_size or buckets, times components at most {SVD_NUMBERS:,} numbers, seen {size} "
+                f"times {last.svd.components}"
+            )
+        if last.svd and size and last.svd.components > size:
+            raise ValueError(f"steps: svd: wanted at most {size} components, seen {last.svd.components}")
         return self
 
     def _behind_dates(self, names: list[str]) -> list[str]:
@@ -137,6 +151,8 @@ class Input(Section):
         names = {step.name for step in self.steps}
         if "sequence" in names:
             return "sequence"
+        if "svd" in names:
+            return "dense"
         if names & {"sparse", "bag"}:
             return "sparse"
         if names & {*INDEXERS, "bucketize"}:
@@ -210,7 +226,9 @@ class Layout(Section):
 class Features(Section):
     """The fitted transform and the tables that it writes, one a split."""
 
-    label: Label = Field(description="What is predicted.")
+    label: Label | None = Field(
+        default=None, description="What is predicted. Left out, clusterers find groups of rows that are alike."
+    )
     inputs: dict[Name, Input] = Field(min_length=1, description="The inputs of the models, by name.")
     refit: bool = Field(
         default=True,
@@ -226,6 +244,11 @@ class Features(Section):
             if name in RESERVED_COLUMNS:
                 raise ValueError(f"input {name!r}: this name is Headrace's own; give the input another one")
         return inputs
+
+    @property
+    def label_kind(self) -> str:
+        """The label's kind, `none` where there is none."""
+        return self.label.kind if self.label else "none"
 
     @property
     def sources(self) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from pipelines.config import catalog
-from pipelines.config.base import Positive, Section, known_name
+from pipelines.config.base import Name, Positive, Section, known_name
 
 
 class Estimator(Section):
@@ -15,6 +15,9 @@ class Estimator(Section):
 
     estimator: str = Field(
         description="The estimator's class name.", json_schema_extra={"enum": [*sorted(catalog.ESTIMATORS)]}
+    )
+    inputs: Annotated[list[Name], Field(min_length=1)] | None = Field(
+        default=None, description="Which of `features.inputs` it reads. Default: all."
     )
 
     @model_validator(mode="after")

@@ -61,6 +61,11 @@ class Vocabulary(Section):
 
     min_count: Positive = Field(default=1, description="Rarer values are out of vocabulary.")
     max_size: Positive | None = Field(default=None, description="Keep only this many of the most frequent values.")
+    max_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        default=1.0,
+        description="Values in a larger share of the training rows are out of vocabulary, as words are that stand in most "
+        "texts and tell nothing.",
+    )
 
 
 class Hash(Section):
@@ -155,6 +160,16 @@ class Pca(Section):
     components: Positive = Field(description="How many, of the largest variance in the training split.")
 
 
+class Svd(Section):
+    """A bag becomes a vector of few places: its weights along the first right singular vectors of the training rows.
+
+    Behind `tf_idf` this is latent semantic analysis (S. Deerwester et al., 1990). Nothing is centred, so that sparse rows
+    stay sparse, as in scikit-learn's TruncatedSVD.
+    """
+
+    components: Positive = Field(description="How many, of the largest singular values in the training split.")
+
+
 class Tokens(Section):
     """A text becomes a list of tokens, for `vocabulary` or `hash` behind it."""
 
@@ -192,6 +207,11 @@ class Bag(Section):
     )
     weights: Name | None = Field(
         default=None, description="A column with a weight for each place of the list, which are added up instead."
+    )
+    other: bool = Field(default=True, description="Whether values out of vocabulary are in it, all together as id 0.")
+    unit: bool = Field(
+        default=False,
+        description="Weights are divided by their Euclidean length, so that long lists weigh as short ones.",
     )
 
     @model_validator(mode="after")
@@ -239,6 +259,7 @@ class Step(Section):
     image: Image | None = Field(default=None, description="Images as fixed-length bytes.")
     vector: Vector | None = Field(default=None, description="Vectors of fixed width.")
     pca: Pca | None = Field(default=None, description="Vectors to principal components.")
+    svd: Svd | None = Field(default=None, description="Bags to vectors by their singular vectors.")
     tokens: Tokens | None = Field(default=None, description="Text to lists of tokens.")
     bag: Bag | None = Field(default=None, description="Lists to padded (ids, weights).")
     sequence: Sequence | None = Field(default=None, description="Lists to ids of fixed length.")

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from pipelines.config import catalog
 from pipelines.config.base import Name, Natural, Positive, Section, Strings, known_name
 from pipelines.config.data import NUMERIC, Source
-from pipelines.config.features import LIST_TYPES, Features, Input
+from pipelines.config.features import LIST_TYPES, Features, Input, Label
 from pipelines.config.learning import Estimator, Model, Train
 from pipelines.config.mining import Mine, check_mine
 from pipelines.config.split import Split, utc
@@ -30,9 +30,13 @@ Metric = Literal[
     "rmse",
     "mae",
     "r2",
+    "silhouette",
+    "log_likelihood",
+    "perplexity",
 ]
 METRICS: tuple[Metric, ...] = get_args(Metric)
-LOWER_IS_BETTER = frozenset({"hamming_loss", "log_loss", "poisson_deviance", "rmse", "mae"})
+OF_CLUSTERS: tuple[Metric, ...] = ("silhouette", "log_likelihood", "perplexity")
+LOWER_IS_BETTER = frozenset({"hamming_loss", "log_loss", "poisson_deviance", "rmse", "mae", "perplexity"})
 METRICS_OF: dict[str, tuple[Metric, ...]] = {  # by kind of label; the first one is the gate's where it names none
     "binary": ("auc", "accuracy", "log_loss", "pr_auc", "ks"),
     "multiclass": ("accuracy", "log_loss"),
@@ -40,6 +44,7 @@ METRICS_OF: dict[str, tuple[Metric, ...]] = {  # by kind of label; the first one
     "real": ("rmse", "mae", "r2"),
     "count": ("poisson_deviance", "rmse", "mae"),
     "survival": ("concordance",),
+    "none": OF_CLUSTERS,
 }
 
 
@@ -56,7 +61,8 @@ class Gate(Section):
     metric: Metric | None = Field(
         default=None,
         description="Picks the candidate on the validation split. Default: that of the label's kind: auc (binary), accuracy "
-        "(multiclass), f1_micro (multilabel), rmse (real), poisson_deviance (count), concordance (survival).",
+        "(multiclass), f1_micro (multilabel), rmse (real), poisson_deviance (count), concordance (survival); silhouette "
+        "without one.",
     )
     require: dict[Metric, Bounds] = Field(default={}, description="Bounds on test metrics.")
     champion_confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(
@@ -142,16 +148,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _columns(self) -> "Config":
         label = self.features.label
-        known_name("features.label.column: a column of the schema", label.column, [*self.source.columns])
-        if label.event:
-            known_name("features.label.event: a column of the schema", label.event, [*self.source.columns])
-            if (dtype := self.source.columns[label.event]) not in (*NUMERIC, "boolean"):
-                raise ValueError(f"features.label.event: wanted a number or a boolean, seen {label.event!r}, {dtype}")
-        if (dtype := self.source.columns[label.column]) not in label.types:
-            raise ValueError(
-                f"features.label.column: wanted type {' or '.join(label.types)} for a {label.kind} label, seen "
-                f"{label.column!r}, {dtype}"
-            )
+        if label:
+            self._check_label(label)
         columns = list(self.source.ingested)
         for name, group in self.features.inputs.items():
             against = [step.age.against for step in group.steps if step.age]
@@ -164,7 +162,7 @@ class Config(Section):
                     )
             for column in (*group.columns, *against):
                 known_name(f"features.inputs.{name}.columns: a column of the schema", column, columns)
-                if column in label.columns:
+                if label and column in label.columns:
                     raise ValueError(f"features.inputs.{name}.columns: wanted inputs, seen the label {column!r}")
                 self._check_type(name, column, self.source.ingested[column], group)
         for where, names in (
@@ -174,6 +172,18 @@ class Config(Section):
             for column in names:
                 known_name(f"{where}: a column of the schema", column, columns)
         return self
+
+    def _check_label(self, label: Label) -> None:
+        known_name("features.label.column: a column of the schema", label.column, [*self.source.columns])
+        if label.event:
+            known_name("features.label.event: a column of the schema", label.event, [*self.source.columns])
+            if (dtype := self.source.columns[label.event]) not in (*NUMERIC, "boolean"):
+                raise ValueError(f"features.label.event: wanted a number or a boolean, seen {label.event!r}, {dtype}")
+        if (dtype := self.source.columns[label.column]) not in label.types:
+            raise ValueError(
+                f"features.label.column: wanted type {' or '.join(label.types)} for a {label.kind} label, seen "
+                f"{label.column!r}, {dtype}"
+            )
 
     @model_validator(mode="after")
     def _time_split(self) -> "Config":
@@ -213,7 +223,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _targets(self) -> "Config":
-        kind = self.features.label.kind
+        kind = self.features.label_kind
         for name, group in self.features.inputs.items():
             if kind not in ("binary", "real", "count") and any(step.name == "target" for step in group.steps):
                 raise ValueError(
@@ -223,8 +233,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _models(self) -> "Config":
-        kind = self.features.label.kind
+        kind = self.features.label_kind
         names = [estimator.estimator for estimator in self.classic]
+        if kind == "none" and self.model:
+            raise ValueError("model: a network learns a label: wanted features.label, seen none")
         if kind == "survival" and self.model:
             raise ValueError("model: no network learns a survival label; use AFTSurvivalRegression of 'classic'")
         if names and not catalog.ESTIMATORS_OF[kind]:
@@ -233,16 +245,21 @@ class Config(Section):
             )
         for name in names:
             if name not in catalog.ESTIMATORS_OF[kind]:
+                if kind == "none":
+                    raise ValueError(
+                        f"classic: {name} learns a label: wanted features.label, seen none; without one: "
+                        f"{', '.join(sorted(catalog.CLUSTERERS))}"
+                    )
+                if name in catalog.CLUSTERERS:
+                    raise ValueError(
+                        f"classic: {name} takes no label: wanted no features.label, seen one of kind {kind}"
+                    )
                 raise ValueError(f"classic: {name} does not fit a {kind} label")
             if names.count(name) > 1:
                 raise ValueError(f"classic: wanted each estimator once, seen {name} {names.count(name)} times")
         for metric in (self.gate_metric, *self.gate.require):
-            known_name(f"gate: a metric of a {kind} label", metric, METRICS_OF[kind])
-        for name, group in self.features.inputs.items():
-            if names and group.kind == "sequence":
-                raise ValueError(
-                    f"features.inputs.{name}.steps: a 'sequence' is for networks; with a 'classic' section use 'bag'"
-                )
+            known_name(f"gate: a metric of {_of_kind(kind)}", metric, METRICS_OF[kind])
+        self._check_inputs()
         if not self.candidates and not self.mine:
             raise ValueError("wanted a 'model', a 'classic' or a 'mine' section, seen none of them")
         if self.mine:
@@ -250,16 +267,28 @@ class Config(Section):
             check_mine(self.mine, self.source.ingested, kinds)
         return self
 
+    def _check_inputs(self) -> None:
+        """Refuse inputs of an estimator that are not there, or not for MLlib."""
+        inputs = self.features.inputs
+        for place, estimator in enumerate(self.classic):
+            for name in estimator.inputs or inputs:
+                known_name(f"classic.{place}.inputs: one of features.inputs", name, list(inputs))
+                if inputs[name].kind == "sequence":
+                    raise ValueError(
+                        f"features.inputs.{name}.steps: a 'sequence' is for networks; {estimator.estimator} reads a 'bag', "
+                        "or other inputs (classic: inputs)"
+                    )
+
     @model_validator(mode="after")
     def _stopping(self) -> "Config":
         for name in (estimator.estimator for estimator in self.classic if estimator.stops_early):
             if "validation" not in self.split.names:
                 raise ValueError(f"split.validation: wanted, because validationTol of {name} watches it; seen none")
-            if self.features.label.kind == "multiclass":
+            if self.features.label_kind == "multiclass":
                 raise ValueError(
                     f"classic: {name}: validationTol: wanted a binary, real or count label, seen multiclass"
                 )
-        stopping, kind = self.train.early_stopping, self.features.label.kind
+        stopping, kind = self.train.early_stopping, self.features.label_kind
         if stopping and stopping.metric != "loss":
             unseen = ("ks", "log_loss")  # the loss of classes is their log loss, or goes with it
             known = [metric for metric in METRICS_OF[kind] if metric not in unseen]
@@ -270,12 +299,12 @@ class Config(Section):
     def _weights(self) -> "Config":
         if self.class_weights is None:
             return self
-        label = self.features.label
-        if label.kind not in ("binary", "multiclass"):
-            raise ValueError(f"class_weights: wanted a binary or multiclass label, seen kind {label.kind!r}")
+        kind = self.features.label_kind
+        if kind not in ("binary", "multiclass"):
+            raise ValueError(f"class_weights: wanted a binary or multiclass label, seen kind {kind!r}")
         for name in (estimator.estimator for estimator in self.classic if estimator.estimator in catalog.UNWEIGHTED):
             raise ValueError(f"class_weights: {name} takes no weights; leave it out, or them")
-        if label.kind == "binary" and self.class_weights != "balanced":
+        if kind == "binary" and self.class_weights != "balanced":
             for value in self.class_weights:
                 known_name("class_weights: a class of a binary label", str(value), ["0", "1"])
         return self
@@ -287,8 +316,8 @@ class Config(Section):
         check_spaces(self.tune, self.classic, self.model, self.train)
         if self.tune.folds is None and "validation" not in self.split.names:
             raise ValueError("split.validation: wanted, because tune measures on it; seen none; or set tune.folds")
-        kind = self.features.label.kind
-        known_name(f"tune.metric: a metric of a {kind} label", self.tune_metric, METRICS_OF[kind])
+        kind = self.features.label_kind
+        known_name(f"tune.metric: a metric of {_of_kind(kind)}", self.tune_metric, METRICS_OF[kind])
         return self
 
     def tuned(self, best: Mapping[str, Mapping[str, Any]]) -> "Config":
@@ -315,4 +344,8 @@ class Config(Section):
     @property
     def gate_metric(self) -> Metric:
         """The metric that picks the candidate."""
-        return self.gate.metric or METRICS_OF[self.features.label.kind][0]
+        return self.gate.metric or METRICS_OF[self.features.label_kind][0]
+
+
+def _of_kind(kind: str) -> str:
+    return "clusters" if kind == "none" else f"a {kind} label"

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from scipy.sparse import csr_matrix
 
 from pipelines.arrays import one_chunk, to_array, to_padded
 from pipelines.config.steps import Sequence
@@ -92,6 +93,7 @@ def _sparse(vectors: pa.Array, name: str) -> Arrays:
 
 def _list_reader(name: str, fitted: FittedList) -> Callable[[Rows], Arrays]:
     ids_of, idf, form = reader_of(fitted.category), np.array(fitted.idf), fitted.form
+    components = np.array(fitted.components).T
 
     def read(rows: Rows) -> Arrays:
         column = column_of(rows, fitted.source)
@@ -104,6 +106,18 @@ def _list_reader(name: str, fitted: FittedList) -> Callable[[Rows], Arrays]:
             where = f"features: column {form.weights!r}"
             weights = parallel_weights(lists, column_of(rows, form.weights), where=where)
         bag = in_bag(lists, ids, form, weights, idf)
+        if fitted.components:
+            return {name: _along(components, *bag)}
         return {f"{name}_ids": bag[0], f"{name}_weights": bag[1]}
 
     return read
+
+
+def _along(
+    components: npt.NDArray[np.float64], ids: npt.NDArray[np.int64], weights: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """Bags along components of shape (ids, components); a row's sum is in the order of its ids, whatever the batch."""
+    starts = np.arange(len(ids) + 1) * ids.shape[1]
+    rows = csr_matrix((weights.ravel().astype(np.float64), ids.ravel(), starts), shape=(len(ids), len(components)))
+    found: npt.NDArray[np.float32] = (rows @ components).astype(np.float32)
+    return found

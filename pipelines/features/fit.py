@@ -85,7 +85,7 @@ def fit(rows: DataFrame, config: Config) -> Fit:
                 inputs.append(FittedInput(name=name, kind=group.kind, whole=whole))
             else:
                 inputs.append(_fit_input(name, config, numbers, counted, num_train, notes))
-        label = _fit_label(features.label, config.source.columns[features.label.column], stats, counted)
+        label = _fit_label(features.label, config.source.columns, stats, counted)
         passes += ["values"] * (counted.is_unique is not None)
     columns = {name: config.source.ingested[name] for name in features.sources}
     widths = {name: max(1, int(stats[f"{name}:width"])) for name in features.inputs if f"{name}:width" in stats}
@@ -133,7 +133,7 @@ def _aggregates(config: Config) -> dict[str, Column]:
         if group.whole:
             found |= whole_aggregates(name, config)
     label = config.features.label
-    if label.kind in NUMBERS:
+    if label and label.kind in NUMBERS:
         value, fits = F.col(label.column).cast("double"), has_number(label)
         found |= {
             "label:unfit": F.count_if(~fits),
@@ -170,11 +170,13 @@ def _fit_input(
     return FittedInput(name=name, kind=group.kind, columns=tuple(columns))
 
 
-def _fit_label(label: Label, dtype: str, stats: Stats, counted: Counted) -> FittedLabel:
+def _fit_label(label: Label | None, types: Mapping[str, str], stats: Stats, counted: Counted) -> FittedLabel:
+    if label is None:
+        return FittedLabel(spec=LabelSpec(kind="none", column=""))
     where = f"features.label: column {label.column!r}"
     if label.kind in NUMBERS:
         return FittedLabel(spec=_number_spec(label, stats, where))
-    seen = counted.label
+    seen, dtype = counted.label, types[label.column]
     positive, negative = class_texts(label.positive, dtype), class_texts(label.negative, dtype)
     if label.kind == "binary":
         allowed = {*positive, *negative} if negative else {value for value in seen if value is not None}

@@ -1,5 +1,6 @@
 """Fit vocabularies and encodings from the counts of their values: in the driver, or on Spark where they are many."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
-from pyspark.sql import DataFrame, Observation
+from pyspark.sql import Column, DataFrame, Observation
 from pyspark.sql import functions as F
 
 from pipelines.config import Config
@@ -43,6 +44,7 @@ def fit_category(
     column = columns[0] if len(columns) == 1 else columns
     if isinstance(options, Hash):
         return FittedCategory(column=column, buckets=options.buckets, seed=config.seed)
+    most = options.max_share * num_rows if isinstance(options, Vocabulary) else math.inf
     large = counted.large.get((name, place))
     counts = counted.columns.get((name, place), [])
     encoding: _Shares | _Means | None = None
@@ -54,14 +56,14 @@ def fit_category(
     given: dict[str, Any]
     if large:
         folder = table_path(config.workload, f"features/values/{name}_{place}")
-        stored = _store(large, options, encoding, folder, scratch_path(config.workload))
+        stored = _store(large.where(_num() <= most), options, encoding, folder, scratch_path(config.workload))
         notes.append(
             f"features.inputs.{name}: column {' x '.join(columns)!r}: its {stored.size:,} values stay in a table and are "
             f"joined by shuffle: {folder}"
         )
         given = {"stored": stored}
     else:
-        given = _inline(counts, options, encoding)
+        given = _inline([count for count in counts if count.num <= most], options, encoding)
     if encoding is None:
         return FittedCategory(column=column, **given)
     return FittedEncoding(column=column, seed=config.seed, **encoding.others(), **given)
@@ -159,7 +161,7 @@ def _store(
     The ranks are positions in files that were sorted by ranges, so that no task sees more than its share.
     """
     spark, seen = large.sparkSession, Observation()
-    kept = large.withColumn("num", F.aggregate("rows", F.lit(0).cast("bigint"), lambda a, b: a + b))
+    kept = large.withColumn("num", _num())
     order = [F.desc("num"), F.asc_nulls_first("value")]
     kept = kept.where(F.col("num") >= options.min_count).repartitionByRange(*order).sortWithinPartitions(*order)
     with TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as ranked:
@@ -186,6 +188,11 @@ def _store(
     names = pa.table(DeltaTable(str(folder)).get_add_actions(flatten=True)).column("path").to_pylist()
     digest_hex = f"{int(seen.get['digest'] or 0) % UINT64:016x}"
     return Stored(folder=str(folder), files=tuple(sorted(names)), size=seen.get["rows"], digest=digest_hex)
+
+
+def _num() -> Column:
+    """Rows of a value over all folds."""
+    return F.aggregate("rows", F.lit(0).cast("bigint"), lambda a, b: a + b)
 
 
 def _encoded(encoding: "_Shares | _Means", batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -76,7 +76,7 @@ def counted_values(rows: DataFrame, config: Config) -> Iterator[Counted]:
         if group.reads_values and (not isinstance(group.reads_values.options, Hash) or group.has_idf)
         for place in range(len(group.sources))
     ]
-    if not places and features.label.kind in NUMBERS:
+    if not places and features.label_kind in (*NUMBERS, "none"):
         yield Counted()
         return
     counts = _counts(rows, config, places).persist(StorageLevel.MEMORY_AND_DISK)
@@ -84,7 +84,7 @@ def counted_values(rows: DataFrame, config: Config) -> Iterator[Counted]:
         size = F.sum(F.coalesce(F.octet_length("value"), F.lit(0)) + 8).alias("size")
         sizes = {row["place"]: int(row["size"]) for row in counts.groupBy("place").agg(size).collect()}
         is_unique = sizes.pop(_KEY, None) is None
-        if sizes.get(_LABEL, 0) > CLASSES_BYTES:
+        if features.label and sizes.get(_LABEL, 0) > CLASSES_BYTES:
             raise DataError(
                 f"features.label: column {features.label.column!r}: wanted classes, seen more values than any network has "
                 "outputs; use kind real, or another column"
@@ -123,10 +123,10 @@ def _counts(rows: DataFrame, config: Config, places: Sequence[Place]) -> DataFra
         return lambda value: entry(number, value, F.lit(0))
 
     of_all, of_label = [], []
-    if label.kind == "multilabel":  # of a missing list the value is missing
+    if label and label.kind == "multilabel":  # of a missing list the value is missing
         lists = F.coalesce(F.col(label.column).cast("array<string>"), F.array(F.lit(None).cast("string")))
         of_label.append(F.transform(F.array_distinct(lists), entry_of(_LABEL)))
-    elif label.kind not in NUMBERS:
+    elif label and label.kind not in NUMBERS:
         of_all.append(entry(_LABEL, F.col(label.column).cast("string"), F.lit(0)))
     if config.source.key:
         of_all.append(entry(_KEY, F.col(ROW_ID).cast("string"), F.lit(0)))
@@ -150,7 +150,7 @@ def _counts(rows: DataFrame, config: Config, places: Sequence[Place]) -> DataFra
     def of_place(numbers: Sequence[int]) -> Column:
         return F.get(F.array(*map(F.lit, numbers)), F.col("place") - _KEY)
 
-    y = label_value(label, config.source.columns[label.column]) if max(folds) > 1 else F.lit(0.0)
+    y = label_value(label, config.source.columns[label.column]) if label and max(folds) > 1 else F.lit(0.0)
     in_train = (F.col("_split") == "train").cast("double")
     summed = F.when(F.col("entry.place") == _LABEL, F.col("in_train")).otherwise(F.col("y"))
     counted = (

@@ -8,17 +8,34 @@ import numpy as np
 from pyspark.ml.feature import PCA
 from pyspark.ml.functions import array_to_vector
 from pyspark.ml.stat import Summarizer
+from pyspark.mllib.linalg.distributed import RowMatrix
+from pyspark.mllib.util import MLUtils
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
+from pyspark.storagelevel import StorageLevel
 
+from pipelines.assemble import sparse_vector
 from pipelines.config import Config
 from pipelines.config.data import sparse_size
 from pipelines.config.features import Features, Input
 from pipelines.config.steps import Vocabulary
 from pipelines.errors import DataError
+from pipelines.features.apply import transform
 from pipelines.features.fit_categories import fit_category
 from pipelines.features.fit_values import Counted
-from pipelines.features.fitted import FittedCategory, FittedImage, FittedList, FittedSparse, FittedVector, Floats, Whole
+from pipelines.features.fitted import (
+    FittedCategory,
+    FittedFeatures,
+    FittedImage,
+    FittedInput,
+    FittedLabel,
+    FittedList,
+    FittedSparse,
+    FittedVector,
+    Floats,
+    Whole,
+)
+from pipelines.lake import LabelSpec
 
 Stats = Mapping[str, Any]
 
@@ -93,7 +110,11 @@ def fit_whole(
     category = fit_category(config, name, 0, counted, num_rows, [])
     assert isinstance(category, FittedCategory) and group.list_form is not None
     idf = _idf(group, category, counted, name, num_rows) if group.has_idf else ()
-    return FittedList(source=source, tokens=step.tokens, category=category, form=group.list_form.options, idf=idf)
+    fitted = FittedList(source=source, tokens=step.tokens, category=category, form=group.list_form.options, idf=idf)
+    if svd := group.steps[-1].svd:
+        passes.append("components")
+        fitted = fitted.model_copy(update={"components": _singular_vectors(rows, name, fitted, svd.components)})
+    return fitted
 
 
 def _is_vector(group: Input) -> Column:
@@ -132,6 +153,32 @@ def _fit_vector(rows: DataFrame, group: Input, moments: Any, passes: list[str]) 
     train = rows.where(F.col("_split") == "train").select(array_to_vector(values).alias("vector"))
     found = PCA(k=group.steps[-1].pca.components, inputCol="vector", outputCol="_").fit(train)
     return fitted.model_copy(update={"components": tuple(map(tuple, found.pc.toArray().T.tolist()))})
+
+
+def _singular_vectors(rows: DataFrame, name: str, fitted: FittedList, num: int) -> tuple[tuple[float, ...], ...]:
+    """The first right singular vectors of the training rows, each with the sign that makes its largest place positive.
+
+    Raises:
+        DataError: The rows do not have so many.
+    """
+    size = fitted.category.num_ids
+    alone = FittedInput(name="bag", kind="sparse", whole=fitted)
+    label = FittedLabel(spec=LabelSpec(kind="none", column=""))
+    train = rows.where(F.col("_split") == "train")
+    bags = transform(train, FittedFeatures(inputs=(alone,), label=label), keep=[])
+    vectors = bags.select(sparse_vector("bag_ids", "bag_weights", size=size).alias("vector"))
+    vectors = vectors.persist(StorageLevel.MEMORY_AND_DISK)
+    try:
+        matrix = RowMatrix(MLUtils.convertVectorColumnsFromML(vectors, "vector"))
+        found = matrix.computeSVD(num).V.toArray().T if num <= size else np.empty((0, size))
+    finally:
+        vectors.unpersist()
+    if len(found) < num:
+        raise DataError(
+            f"features.inputs.{name}: svd: wanted {num} components, the training rows have {len(found)}; take fewer"
+        )
+    largest = found[np.arange(num), np.abs(found).argmax(axis=1)]
+    return tuple(map(tuple, (found * np.sign(largest)[:, None]).tolist()))
 
 
 def _scaled(fitted: FittedVector, shift: Floats, width: Floats) -> FittedVector:

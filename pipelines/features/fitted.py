@@ -286,6 +286,7 @@ class FittedList(_Frozen):
     Attributes:
         category: Gives the id of a value. In a sequence ids are higher by 1, since 0 is padding.
         idf: For each id log((rows + 1) / (rows with it + 1)); empty where the weights are others.
+        components: The vectors along which a bag's weights are given instead, shape (components, ids); or empty.
     """
 
     of: Literal["list"] = "list"
@@ -294,6 +295,7 @@ class FittedList(_Frozen):
     category: FittedCategory
     form: Bag | Sequence
     idf: tuple[float, ...] = ()
+    components: tuple[tuple[float, ...], ...] = ()
 
 
 Whole = Annotated[FittedImage | FittedVector | FittedSparse | FittedList, Field(discriminator="of")]
@@ -360,7 +362,8 @@ class FittedFeatures(_Frozen):
         columns = [Column(name="row_id", kind="row_id", dtype="int64")]
         for fitted in self.inputs:
             columns += _columns_of(fitted, sparse_widths.get(fitted.name, 0))
-        columns.append(_label_column(self.label.spec))
+        if self.label.spec.kind != "none":
+            columns.append(_label_column(self.label.spec))
         return Contract(columns=tuple(columns), label=self.label.spec)
 
 
@@ -426,6 +429,8 @@ def _columns_of(fitted: FittedInput, width: int) -> list[Column]:
         case FittedList(form=Sequence()) as found:
             size = found.category.num_ids + 1
             return [Column(name=name, kind="sequence", dtype="int64", shape=(found.form.length,), sizes=(size,))]
+        case FittedList(components=components) if components:
+            return [Column(name=name, kind="dense", dtype="float32", shape=(len(components),))]
         case FittedList() as found:
             width, size = found.form.length, found.category.num_ids
         case FittedSparse() as sparse:

@@ -95,8 +95,8 @@ def find_leaks(
     for split, num in duplicates.items():
         warnings += _told(
             outcomes.duplicates,
-            f"{num:,} rows of {split} ({num / snapshots[split].rows:.2%}) equal a training row in every feature and in "
-            "the label; cut by what they have in common (split.hash.by, split.entity), or drop them from the source",
+            f"{num:,} rows of {split} ({num / snapshots[split].rows:.2%}) equal a training row in every feature"
+            f"{'' if label.kind == 'none' else ' and in the label'}; cut by what they have in common (split.hash.by, split.entity), or drop them from the source",
         )
     telling = {} if outcomes.label == "off" else telling_features(sample, label)
     for name, value in telling.items():
@@ -119,7 +119,7 @@ def count_duplicates(spark: SparkSession, snapshots: Mapping[str, Snapshot], con
     compared = [column.name for column in contract.inputs if column.name not in encoded]
     if not compared:
         return {}
-    row = F.xxhash64(*compared, "label").alias("row")
+    row = F.xxhash64(*compared, *(c.name for c in contract.columns if c.kind == "label")).alias("row")
     # The files themselves: Delta's log would take longer than a small table.
     schema = spark.read.parquet(str(snapshots["train"].paths()[0])).schema
     parts = [
@@ -140,7 +140,7 @@ def telling_features(sample: Sample, label: LabelSpec) -> dict[str, float]:
     rows and tried on the other, so that ids that are all different tell nothing. A multilabel label is told by what
     tells one of its classes.
     """
-    y = sample.whole("label").astype(np.float64) if sample.files else np.empty(0)
+    y = sample.whole("label").astype(np.float64) if sample.files and label.kind != "none" else np.empty(0)
     kind, told_apart = label.kind, [y]
     if label.kind == "survival":
         told_apart = [y[:, 0]]

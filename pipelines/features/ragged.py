@@ -80,6 +80,10 @@ def in_bag(
         weights: Of each value, where they are given.
         idf: Of each id, where it counts.
     """
+    if not form.other:
+        known = ids > 0
+        lists = _where(lists, pa.array(known))
+        ids, weights = ids[known], None if weights is None else weights[known]
     order = np.lexsort((ids, lists.row))
     row, ids = lists.row[order], ids[order]
     added = np.ones(len(ids)) if weights is None else weights[order]
@@ -98,6 +102,9 @@ def in_bag(
     place = np.arange(len(row)) - np.searchsorted(row, row)  # in its row, since rows stay together in that order
     kept = np.sort(heaviest[place < form.length])
     row, ids, weight = row[kept], ids[kept], weight[kept]
+    if form.unit:
+        length = np.sqrt(np.bincount(row, weight * weight, lists.num_rows))[row]
+        weight = np.divide(weight, length, out=np.zeros_like(weight), where=length > 0)
     place = np.arange(len(row)) - np.searchsorted(row, row)
     found = np.zeros((lists.num_rows, form.length), np.int64), np.zeros((lists.num_rows, form.length), np.float32)
     found[0][row, place], found[1][row, place] = ids, weight

@@ -70,6 +70,8 @@ class LabelSpec(Frozen):
     """What the label means.
 
     Attributes:
+        kind: `none` where a workload has no label.
+        column: That of the source; empty where there is no label.
         event: For survival, the column that says whether the event was seen; a label is then the time and 0 or 1.
         classes: For class labels, the value behind each class index.
         counts: How many training rows each class has; of a multilabel label a row counts for each of its classes.
@@ -78,7 +80,7 @@ class LabelSpec(Frozen):
         std: For a real label, its standard deviation there, 1 where it is constant.
     """
 
-    kind: LabelKind
+    kind: LabelKind | Literal["none"]
     column: str
     event: str | None = None
     classes: tuple[str, ...] = ()

@@ -5,14 +5,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from py4j.protocol import Py4JError
-from pyspark import SparkContext
 from pyspark.errors import PySparkException
 from pyspark.ml import Model
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.assemble import VECTOR, assemble
-from pipelines.classic import checkpoints, fit, make_estimator, rows_to_fit
+from pipelines.classic import checkpoints, fit, make_estimator, read_by, rows_to_fit, without_summary
+from pipelines.clusters import measure_clusters
 from pipelines.config import Config
 from pipelines.config.learning import Estimator
 from pipelines.config.tuning import with_values
@@ -32,11 +32,10 @@ def objective(given: Given, wanted: Estimator, train: Snapshot, validation: Snap
     """How good the estimator is with an attempt's parameters, while the body runs; attempts may run in threads."""
     config = given.config
     assert config.tune is not None and train.contract is not None, "declared with a tune section; a feature table"
-    spark, contract, name = get_session(config), train.contract, wanted.estimator
+    spark, contract, name = get_session(config), read_by(wanted, train.contract), wanted.estimator
+    keep = [column.name for column in contract.columns if column.kind in ("row_id", "label")]
     tables = [
-        None
-        if table is None
-        else assemble(read_table(spark, table), contract, estimator=name).select("row_id", "label", VECTOR)
+        None if table is None else assemble(read_table(spark, table), contract, estimator=name).select(*keep, VECTOR)
         for table in (train, validation)
     ]
     assert tables[0] is not None
@@ -62,25 +61,20 @@ def _mean(attempt: Attempt, pairs: list[Pair], wanted: Estimator, contract: Cont
     estimator = make_estimator(wanted, contract, seed=config.seed, is_weighted=bool(weights))
     for place, pair in enumerate(pairs, 1):
         model = without_summary(fit(estimator, rows_to_fit(wanted, pair.fit, pair.measure, weights)))
-        total += _measured(model.transform(pair.measure), contract.label, wanted.estimator, config.tune_metric)
+        total += _measured(model, pair.measure, contract.label, wanted.estimator, config.tune_metric)
         attempt.report(place, total / place, is_last=place == len(pairs))
         if attempt.is_pruned:
             raise Pruned
     return total / len(pairs)
 
 
-def without_summary(model: Model) -> Model:
-    """The model without its training summary, whose session cannot be sent to where the model is applied."""
-    if getattr(model, "hasSummary", False):
-        java: Any = model._java_obj  # type: ignore[attr-defined]
-        java.setSummary(SparkContext._active_spark_context._jvm.scala.Option.empty())  # type: ignore[union-attr]
-    return model
-
-
-def _measured(scored: DataFrame, label: LabelSpec, name: str, metric: str) -> float:
-    rows = answers(scored, label, keep=["row_id", "label"])
-    rows = rows.withColumns({"candidate": F.lit(name), "split": F.lit("validation")})
-    measured = measure(rows, label)[name, "validation"].metrics
+def _measured(model: Model, rows: DataFrame, label: LabelSpec, name: str, metric: str) -> float:
+    if label.kind == "none":
+        measured = measure_clusters(model, rows)
+    else:
+        scored = answers(model.transform(rows), label, keep=["row_id", "label"])
+        scored = scored.withColumns({"candidate": F.lit(name), "split": F.lit("validation")})
+        measured = measure(scored, label)[name, "validation"].metrics
     if metric not in measured:
         raise DataError(
             f"{name}: wanted {metric} on the rows that are measured, seen {', '.join(measured) or 'nothing'}"
@@ -95,5 +89,5 @@ def values_as_written(given: Given, wanted: Estimator, contract: Contract) -> di
         ConfigError: MLlib refuses a value.
     """
     get_session(given.config)
-    estimator = make_estimator(wanted, contract, seed=given.config.seed)
+    estimator = make_estimator(wanted, read_by(wanted, contract), seed=given.config.seed)
     return {param.name: value for param, value in estimator.extractParamMap().items()} | wanted.params

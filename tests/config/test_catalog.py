@@ -3,6 +3,7 @@
 import inspect
 
 import pyspark.ml.classification
+import pyspark.ml.clustering
 import pyspark.ml.regression
 import torch
 from pyspark.ml.param import Param
@@ -15,20 +16,24 @@ COLUMNS = ("Col", "validationIndicatorCol")
 
 def test_estimators_and_their_parameters() -> None:
     for name, params in catalog.ESTIMATORS.items():
-        module = pyspark.ml.regression if hasattr(pyspark.ml.regression, name) else pyspark.ml.classification
-        cls = getattr(module, name)
+        modules = (pyspark.ml.classification, pyspark.ml.regression, pyspark.ml.clustering)
+        cls = next(getattr(module, name) for module in modules if hasattr(module, name))
         theirs = {key for key in dir(cls) if isinstance(getattr(cls, key, None), Param) and not key.endswith(COLUMNS)}
         assert set(params) == theirs, name
 
 
 def test_classifiers_without_weights_of_rows() -> None:
-    for name in catalog.ESTIMATORS.keys() - catalog.REGRESSORS:
+    for name in catalog.ESTIMATORS.keys() - catalog.REGRESSORS - catalog.CLUSTERERS:
         taken = inspect.signature(getattr(pyspark.ml.classification, name)).parameters
         assert ("weightCol" in taken) == (name not in catalog.UNWEIGHTED), name
 
 
 def test_regressors() -> None:
     assert {n for n in catalog.ESTIMATORS if hasattr(pyspark.ml.regression, n)} == catalog.REGRESSORS
+
+
+def test_clusterers() -> None:
+    assert {n for n in catalog.ESTIMATORS if hasattr(pyspark.ml.clustering, n)} == catalog.CLUSTERERS
 
 
 def test_optimizers_and_their_parameters() -> None:

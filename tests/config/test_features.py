@@ -47,8 +47,21 @@ BINARY = {"column": "y", "kind": "binary", "positive": [1]}
         (["day"], ["impute_mean", {"date": {"parts": ["month"]}}], "one of date and age comes first"),
         (["day"], [{"age": {"against": "dya"}}], "did you mean 'day'"),
         (["color"], [{"target": {"folds": 1}}], "greater than or equal to 2"),
-        (["color"], ["tokens"], "then one of vocabulary, hash, then one of bag, sequence, seen ['tokens']"),
+        (["color"], ["tokens"], "then one of vocabulary, hash, then one of bag, sequence, and 'svd' only"),
         (["color"], ["tokens", "vocabulary"], "then one of bag, sequence"),
+        (
+            ["tags"],
+            ["vocabulary", {"sequence": {"length": 3}}, {"svd": {"components": 2}}],
+            "'svd' only behind a 'bag'",
+        ),
+        (["v"], [{"svd": {"components": 2}}], "'svd' only behind a 'bag'"),
+        (["tags"], ["vocabulary", {"bag": {"length": 3}}, {"svd": {"components": 2}}], "max_size or buckets, times"),
+        (
+            ["tags"],
+            [{"hash": {"buckets": 9}}, {"bag": {"length": 3}}, {"svd": {"components": 10}}],
+            "at most 9 components",
+        ),
+        (["tags"], [{"hash": {"buckets": 9}}, {"bag": {"length": 3, "other": False}}], "'hash' knows no other values"),
         (["color"], ["vocabulary", {"bag": {"length": 3}}], "wanted type array<string> or array<int> or array<bigint>"),
         (["tags"], ["tokens", "vocabulary", {"bag": {"length": 3}}], "wanted type string"),
         (["tags"], ["vocabulary"], "wanted type int or bigint"),
@@ -75,7 +88,10 @@ def test_sequences_are_for_networks(workload: Callable[..., Path]) -> None:
     steps = ["vocabulary", {"sequence": {"length": 3}}]
     features = {"label": BINARY, "inputs": {"x": {"columns": ["tags"], "steps": steps}}}
     classic = [{"estimator": "LogisticRegression"}]
-    with pytest.raises(ConfigError, match="features.inputs.x.steps: a 'sequence' is for networks; .* use 'bag'"):
+    with pytest.raises(
+        ConfigError,
+        match="features.inputs.x.steps: a 'sequence' is for networks; LogisticRegression reads a 'bag', or other inputs",
+    ):
         load_config(workload("", source=SOURCE, features=features, classic=classic))
 
 

@@ -40,6 +40,9 @@ def test_defaults_and_overrides() -> None:
             "classic.0={estimator: GBTClassifier, validationTol: 0.1}",
             ["validationTol: wanted a binary, real or count label"],
         ),
+        ("classic.0={estimator: KMeans, k: 3}", ["KMeans takes no label", "seen one of kind multiclass"]),
+        ("classic.0={estimator: LogisticRegression, inputs: [imag]}", ["classic.0.inputs", "did you mean 'image'"]),
+        ("classic.0={estimator: LogisticRegression, inputs: []}", ["classic.0.inputs", "at least 1 item"]),
         ("class_weights=balance", ["class_weights", "'balanced'", "seen 'balance'"]),
         ("class_weights={0: 0}", ["class_weights", "greater than 0"]),
         ("model.network=cn", ["a network", "did you mean 'cnn'"]),
@@ -53,6 +56,7 @@ def test_defaults_and_overrides() -> None:
         ("source.schema=image binry, digit int", ["'binry'", "did you mean 'binary'"]),
         ("source.format=csvv", ["source.format", "'csv'", "seen 'csvv'"]),
         ("source.options={header: true}", ["an option of idx", "'header'"]),
+        ("source.format=text", ["wanted columns of types ['string'] for text", "seen ['binary', 'int']"]),
         ("features.label.column=digits", ["features.label.column", "did you mean 'digit'"]),
         ("features.inputs.image.columns=[imag]", ["features.inputs.image.columns", "did you mean 'image'"]),
         ("features.inputs.image.steps=[standardize]", ["wanted type int", "seen binary"]),
@@ -81,6 +85,32 @@ def test_line_of_the_file_is_named(tmp_path: Path) -> None:
     line = next(i for i, text in enumerate(path.read_text().splitlines(), 1) if "many" in text)
     with pytest.raises(ConfigError, match=rf"w\.yaml:{line}: train\.epochs"):
         load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        (
+            "classic.0={estimator: LogisticRegression}",
+            "LogisticRegression learns a label: wanted features.label, seen none",
+        ),
+        ("model={network: mlp}", "model: a network learns a label: wanted features.label, seen none"),
+        ("class_weights=balanced", "class_weights: wanted a binary or multiclass label, seen kind 'none'"),
+        (
+            "gate.metric=accuracy",
+            "a metric of clusters, one of log_likelihood, perplexity, silhouette, seen 'accuracy'",
+        ),
+        (
+            "features.inputs.image={columns: [digit], steps: [target]}",
+            "'target' takes a binary, real or count label, seen none",
+        ),
+    ],
+)
+def test_what_wants_a_label_is_refused_without_one(override: str, part: str) -> None:
+    without = ("features.label=null", "model=null", "classic=[{estimator: KMeans, k: 3}]", "gate={}")
+    config = load_config(DIGITS, without)
+    assert config.gate_metric == "silhouette" and config.features.label_kind == "none"
+    assert part in refused(*without, override)
 
 
 def test_weights_that_an_estimator_does_not_take() -> None:

@@ -90,6 +90,15 @@ EVERY_STEP = {
         "columns": ["text"],
         "steps": ["tokens", {"hash": {"buckets": 20}}, {"bag": {"length": 3, "weighting": "tf_idf"}}],
     },
+    "latent": {
+        "columns": ["text"],
+        "steps": [
+            "tokens",
+            {"vocabulary": {"max_size": 12, "max_share": 0.5}},
+            {"bag": {"length": 9, "weighting": "tf_idf", "other": False, "unit": True}},
+            {"svd": {"components": 3}},
+        ],
+    },
     "order": {
         "columns": ["text"],
         "steps": [{"tokens": {"lower": False}}, "vocabulary", {"sequence": {"length": 4, "keep": "last"}}],
@@ -176,7 +185,7 @@ def raw(config: Config, num: int, *, seed: int, nasty: bool) -> pa.Table:
     )
     columns: dict[str, Any] = {"row_id": pa.array(range(num), pa.int64())}
     for name, dtype in config.source.columns.items():
-        if name == label.column:
+        if label and name == label.column:
             known = label.positive + label.negative or label.classes or [0, 1]
             texts = [known[i] for i in generator.integers(0, len(known), num)] if known else []
             columns[name] = pa.array(texts).cast(TYPES[dtype])

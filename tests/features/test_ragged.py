@@ -50,6 +50,15 @@ def test_bags(lists: list[list[int] | None], length: int, weighting: Any) -> Non
         assert weights[row].tolist() == [*(float(np.float32(wanted[i])) for i in sorted(heaviest)), *map(float, pad)]
 
 
+def test_a_bag_of_known_values_of_one_length() -> None:
+    lists = ragged(pa.array([[0, 3, 0, 1, 3], [0], None, [2]], pa.list_(pa.int64())))
+    ids, weights = in_bag(lists, lists.values.to_numpy(), Bag(length=2, other=False, unit=True), None, np.empty(0))
+    assert ids.tolist() == [[1, 3], [0, 0], [0, 0], [2, 0]]
+    np.testing.assert_allclose(weights, [[1 / 5**0.5, 2 / 5**0.5], [0, 0], [0, 0], [1, 0]], rtol=1e-6)
+    mean = in_bag(lists, lists.values.to_numpy(), Bag(length=2, other=False, weighting="mean"), None, np.empty(0))
+    np.testing.assert_allclose(mean[1], [[1 / 3, 2 / 3], [0, 0], [0, 0], [1, 0]], rtol=1e-6)
+
+
 def test_weights_of_its_own() -> None:
     lists = ragged(pa.array([[3, 1, 3], None, [2]], pa.list_(pa.int64())))
     column = pa.array([[0.5, 2.0, 1.0], None, [-1.0]], pa.list_(pa.float32()))

@@ -121,6 +121,23 @@ def test_a_key_of_the_data(spark: SparkSession, workload: Workload) -> None:
     assert rows[0]["row_id"] == expected
 
 
+def test_lines_of_text(spark: SparkSession, workload: Workload, tmp_path: Path) -> None:
+    lines = 'one, "two\n\n   \n  \t indented\r\nΣ\0日本'.encode() + b"\nno \xff text\n\xef\xbb\xbfmark\nlast"
+    (tmp_path / "x.txt").write_bytes(lines)
+    source = {"format": "text", "paths": str(tmp_path / "x.txt"), "schema": "line string"}
+    features = {"inputs": {"x": {"columns": ["line"], "steps": ["tokens", "vocabulary", {"bag": {"length": 9}}]}}}
+    rows = parsed(spark, workload(source=source, features=features, classic=[{"estimator": "LDA"}]))
+    assert [(row["_line"], row["line"]) for row in rows] == [
+        (1, 'one, "two'),
+        (4, "  \t indented"),
+        (5, "Σ\0日本"),
+        (6, "no \ufffd text"),
+        (7, "\ufeffmark"),
+        (8, "last"),
+    ], "blank lines count, and are no rows"
+    assert [row["_reason"] for row in rows] == [*[None] * 3, "line: wanted UTF-8, seen other bytes", None, None]
+
+
 def test_libsvm(spark: SparkSession, workload: Workload, tmp_path: Path) -> None:
     (tmp_path / "x.svm").write_text(
         "+1 1:0.5 3:2\n-1\n# a comment\n1 2:1 # with a comment\nx 1:1\n1 0:1\n1 5:1\n1 3:1 2:1\n1 1:1 1:2\n1 1\n1 1:NaN\nnan 1:1\n"
