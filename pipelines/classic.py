@@ -180,7 +180,15 @@ def fit(estimator: "MLlibEstimator[Any]", rows: DataFrame) -> Model:
                 f"classic: {type(estimator).__name__}: MLlib refuses: {one_line(str(error), limit=300)}"
             ) from None
         raise
-    return model.toLocal() if isinstance(model, DistributedLDAModel) else model  # else the training rows go with it
+    return _local(model, estimator) if isinstance(model, DistributedLDAModel) else model
+
+
+def _local(model: DistributedLDAModel, estimator: "MLlibEstimator[Any]") -> Model:
+    """The topics alone, since the model that Expectation-Maximization leaves holds the training rows."""
+    local: Any = model.toLocal()  # which forgets the parameters, and a setter is not told to the JVM at once
+    local.setFeaturesCol(VECTOR).setSeed(estimator.getOrDefault("seed"))._transfer_params_to_java()
+    found: Model = local
+    return found
 
 
 def without_summary(model: Model) -> Model:

@@ -9,7 +9,7 @@ import mlflow
 import numpy as np
 import pytest
 from mlflow import MlflowClient
-from pyspark.ml.clustering import KMeans
+from pyspark.ml.clustering import LDA, KMeans, LocalLDAModel
 from pyspark.ml.linalg import Vectors, VectorUDT
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StructType
@@ -18,8 +18,8 @@ from sklearn.mixture import GaussianMixture
 
 from pipelines import tracking
 from pipelines.assemble import VECTOR
-from pipelines.classic import without_summary
-from pipelines.clusters import measure_clusters
+from pipelines.classic import fit, without_summary
+from pipelines.clusters import measure_clusters, with_prediction
 from pipelines.lake import table_path
 from pipelines.receipt import Receipt
 from tests.stages import features_of, metrics_of, run
@@ -151,6 +151,15 @@ def test_topics_are_named_by_words_and_served(
     assert list(served.columns) == ["prediction", "probability", "probabilities"]
     np.testing.assert_array_equal(served.prediction, wanted.prediction)
     np.testing.assert_allclose(np.stack(served.probabilities), np.stack(wanted.probabilities), atol=1e-6)
+
+
+def test_topics_by_expectation_maximization_hold_no_training_rows(spark: SparkSession) -> None:
+    rows = [(Vectors.dense(*(3 * [i % 2] + 3 * [1 - i % 2])),) for i in range(8)]
+    table = spark.createDataFrame(rows, StructType().add(VECTOR, VectorUDT()))
+    model = fit(LDA(featuresCol=VECTOR, k=2, optimizer="em", maxIter=5, seed=1), table)
+    assert isinstance(model, LocalLDAModel)
+    assert measure_clusters(model, table).keys() == {"silhouette", "log_likelihood", "perplexity"}
+    assert with_prediction(model.transform(table)).select("prediction").distinct().count() == 2
 
 
 def test_one_cluster_has_no_silhouette(spark: SparkSession) -> None:

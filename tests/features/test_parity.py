@@ -151,7 +151,8 @@ def column(name: str, dtype: str, num: int, generator: np.random.Generator, *, n
         lists = [generator.choice(WORDS, generator.integers(0, 6)).tolist() for _ in range(num)]
         return pa.array([None if nasty and i % 7 == 0 else [None, *row] for i, row in enumerate(lists)], TYPES[dtype])
     if name == "text":
-        texts = [" ".join(generator.choice(WORDS, generator.integers(0, 9))) for _ in range(num)]
+        words = WORDS + [first + second for first in "bcdfghjk" for second in "lmnpqrst"]
+        texts = [" ".join(generator.choice(words, generator.integers(0, 9))) for _ in range(num)]
         return pa.array([None if nasty and i % 7 == 0 else text for i, text in enumerate(texts)])
     if dtype in ("float", "double"):
         found: list[Any] = generator.normal(0, 10, num).tolist()
