@@ -91,12 +91,13 @@ def find_leaks(
         DataError: `split.leaks` says so.
     """
     outcomes, warnings = config.split.leaks, []
+    and_label = "" if label.kind == "none" else " and in the label"
     duplicates = {} if outcomes.duplicates == "off" else count_duplicates(spark, snapshots, config)
     for split, num in duplicates.items():
         warnings += _told(
             outcomes.duplicates,
-            f"{num:,} rows of {split} ({num / snapshots[split].rows:.2%}) equal a training row in every feature"
-            f"{'' if label.kind == 'none' else ' and in the label'}; cut by what they have in common (split.hash.by, split.entity), or drop them from the source",
+            f"{num:,} rows of {split} ({num / snapshots[split].rows:.2%}) equal a training row in every feature{and_label}; "
+            "cut by what they have in common (split.hash.by, split.entity), or drop them from the source",
         )
     telling = {} if outcomes.label == "off" else telling_features(sample, label)
     for name, value in telling.items():
