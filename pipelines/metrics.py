@@ -245,7 +245,8 @@ def row_values(
     """Labels, and what each model did with the same rows, as `bootstrap.resample` takes them.
 
     At most `PAIRED_ROWS` rows, fewer where a row takes more memory, so that the driver's does not grow. Models that give
-    no such value, as a margin has no log loss, are left out; a metric of clusters is no mean over rows, and has none of any model.
+    no such value, as a margin has no log loss, are left out; a metric of clusters is no mean over rows, and no model has
+    one.
 
     Args:
         scored: Rows of one split.

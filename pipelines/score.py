@@ -81,8 +81,8 @@ def predict(features: DataFrame, model: Loaded, *, keep: Sequence[str]) -> DataF
         keep: Columns of `features` to pass through.
 
     Returns:
-        `keep`; `prediction`, a class index, the label's value or a cluster, null for a multilabel label, whose classes are those
-        with a probability of at least `HAS_CLASS`; `score`, which ranks rows for a binary label (the probability of
+        `keep`; `prediction`, a class index, the label's value or a cluster, null for a multilabel label, whose classes are
+        those with a probability of at least `HAS_CLASS`; `score`, which ranks rows for a binary label (the probability of
         class 1, or a margin), null for others; `probabilities` of the classes or clusters, null where the model has none.
     """
     if model.bundle.kind == "classic":
