@@ -1,4 +1,4 @@
-"""Feature columns as the vector that an MLlib family wants.
+"""Feature columns as the vector that an MLlib family wants, or for ALS as the ids of user and item.
 
 Linear models and networks see ids one-hot and sparse; trees see them as nominal attributes, and buckets, which have
 an order, as numbers; sparse inputs stay sparse. The id of a category is never read as a number.
@@ -18,17 +18,27 @@ from pipelines.config.catalog import TREES
 from pipelines.lake import Column, Contract
 
 VECTOR = "features_vector"
+USER, ITEM = "_user_id", "_item_id"
 _SPARSE_VECTOR = 0  # VectorUDT's type tag
 
 
+def assembled(estimator: str) -> list[str]:
+    """The columns that `assemble` adds for an MLlib class."""
+    return [USER, ITEM] if estimator == "ALS" else [VECTOR]
+
+
 def assemble(rows: DataFrame, contract: Contract, *, estimator: str) -> DataFrame:
-    """`rows` with the inputs of the contract as one vector column, `VECTOR`.
+    """`rows` with the inputs of the contract as one vector column, `VECTOR`; for ALS with `USER` and `ITEM`.
 
     Args:
         rows: With the contract's input columns.
         contract: Their meaning.
         estimator: The MLlib class that reads the vector.
     """
+    if estimator == "ALS":
+        assert contract.recommended is not None, "refused without users and items"
+        ids = {USER: contract.recommended.user, ITEM: contract.recommended.item}
+        return rows.withColumns({column: F.col(name)[0].cast("int") for column, name in ids.items()})
     one_hot = estimator not in TREES
     given = list(rows.columns)
     parts: list[str] = []

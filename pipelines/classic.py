@@ -10,6 +10,7 @@ from typing import Any
 
 import pyspark.ml.classification
 import pyspark.ml.clustering
+import pyspark.ml.recommendation
 import pyspark.ml.regression
 from pyspark import SparkContext
 from pyspark.errors import PySparkException
@@ -23,7 +24,7 @@ from pyspark.sql import functions as F
 from pyspark.storagelevel import StorageLevel
 
 from pipelines import plots, tracking
-from pipelines.assemble import VECTOR, assemble, num_bins, vector_size
+from pipelines.assemble import ITEM, USER, VECTOR, assemble, assembled, num_bins, vector_size
 from pipelines.clusters import find_clusters
 from pipelines.config.catalog import BINARY_ESTIMATORS, CLUSTERERS, ESTIMATORS, SURVIVAL, TREES
 from pipelines.config.learning import Estimator
@@ -68,7 +69,7 @@ def build(given: Given) -> Made:
                     for split in ("train", *(["validation"] if wanted.stops_early else []))
                 }
                 model, seconds = _fit(estimator, rows_to_fit(wanted, rows["train"], rows.get("validation"), weights))
-            bundle = Bundle(name=wanted.estimator, kind="classic", fitted=fitted, contract=contract)
+            bundle = Bundle(name=wanted.estimator, kind="classic", gives=wanted.gives, fitted=fitted, contract=contract)
             refs.append(_log(model, wanted, given, bundle, snapshot, seconds))
             lines.append(f"{wanted.estimator} fitted on {snapshot.rows:,} rows in {seconds:.1f} s")
             lines += _show(model, bundle, rows["train"], given.run)
@@ -98,11 +99,13 @@ def rows_to_fit(wanted: Estimator, train: DataFrame, watched: DataFrame | None, 
 
     Args:
         wanted: The estimator.
-        train: With `VECTOR` and, where there is one, `label`.
+        train: With what `assemble` makes for the estimator and, where there is one, `label`.
         watched: Likewise, the rows on which it stops early, where it does.
         weights: Of each class; empty where all weigh the same.
     """
-    rows = train.select(*(name for name in ("label", VECTOR) if name in train.columns))
+    rows = train.select(*(name for name in ("label", *assembled(wanted.estimator)) if name in train.columns))
+    if wanted.estimator == "ALS":
+        return rows.where((F.col(USER) > 0) & (F.col(ITEM) > 0))  # not what is out of vocabulary, as if it were one
     if wanted.estimator in SURVIVAL:
         return rows.withColumns({"label": F.get("label", 0), _EVENT: F.get("label", 1)})
     if wanted.stops_early:
@@ -127,7 +130,7 @@ def make_estimator(
         ConfigError: MLlib refuses a value.
     """
     name = wanted.estimator
-    modules = (pyspark.ml.classification, pyspark.ml.regression, pyspark.ml.clustering)
+    modules = (pyspark.ml.classification, pyspark.ml.regression, pyspark.ml.clustering, pyspark.ml.recommendation)
     params = {key: _value(key, value) for key, value in wanted.params.items()}
     if "seed" in ESTIMATORS[name]:
         params.setdefault("seed", seed)
@@ -140,6 +143,8 @@ def make_estimator(
     if wanted.stops_early:
         params["validationIndicatorCol"] = _WATCHED
     columns: dict[str, Any] = {"featuresCol": VECTOR} | ({} if name in CLUSTERERS else {"labelCol": "label"})
+    if name == "ALS":
+        columns = {"ratingCol": "label", "userCol": USER, "itemCol": ITEM}
     if is_weighted:
         columns["weightCol"] = _WEIGHT
     try:

@@ -24,6 +24,7 @@ from pyspark.sql import functions as F
 from pipelines.errors import ConfigError
 from pipelines.receipt import write_json
 from pipelines.session import spark_progress
+from pipelines.sources.prepare import settle
 
 LABEL = "clicked"
 MIN_ROWS = 1_000
@@ -149,7 +150,7 @@ def generate(folder: Path, spark: SparkSession, *, rows: int, seed: int = 0) -> 
         written = folder / f"{split}.written"
         with spark_progress(spark, f"criteo: {split}"):
             drawn.select(line()).write.text(str(written))
-        _settle(written, folder / split)
+        settle(written, folder / split, suffix=".tsv")
         start, end = end, rows
     write_json(folder / "truth.json", {"split": "test", **measured(drawn)})
 
@@ -226,15 +227,6 @@ def line() -> Column:
     """A row as it is written."""
     fields = [LABEL, *INTEGERS, *CATEGORIES]
     return F.concat_ws("\t", *[F.coalesce(F.col(name).cast("string"), F.lit("")) for name in fields])
-
-
-def _settle(written: Path, target: Path) -> None:
-    """Spark's files under names that another run would give them too: rows are keyed by file and line."""
-    target.mkdir()
-    for number, file in enumerate(sorted(written.glob("part-*"))):
-        file.rename(target / f"{number:05}.tsv")
-    for rest in (*written.iterdir(), written):
-        rest.rmdir() if rest.is_dir() else rest.unlink()
 
 
 def measured(drawn: DataFrame) -> dict[str, float]:

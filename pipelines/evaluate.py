@@ -25,6 +25,7 @@ from pipelines.gate import Verdict, judge
 from pipelines.lake import LabelSpec, Snapshot, scratch_path, table_path
 from pipelines.leaderboard import table as leaderboard_table
 from pipelines.metrics import Measured, Metrics, by_slice, confusion, histograms, measure, row_values, sampled
+from pipelines.ranking import Ranking, rank_all
 from pipelines.score import Loaded, loaded, measure_speed, predict
 from pipelines.session import get_session, spark_progress
 from pipelines.stage import Given, Made
@@ -54,18 +55,21 @@ def build(given: Given) -> Made:
     spec = FittedFeatures.model_validate(features["fitted"]).label.spec
     refs = _candidates(given)
     champion = _comparable(config.workload, spec)
-    scored, speeds, of_clusters = _score_all(spark, given, refs, champion, spec)
+    scored, speeds, of_clusters, ranking = _score_all(spark, given, refs, champion, spec)
+    others = ranking.metrics if ranking else of_clusters
     splits = [split for split in ("validation", "test") if split in snapshots]
     with spark_progress(spark, "evaluate: metrics"):
         measured = {
-            key: replace(seen, metrics=seen.metrics | of_clusters.get(key, {}))
+            key: replace(seen, metrics=seen.metrics | others.get(key, {}))
             for key, seen in measure(scored, spec).items()
         }
         _check_rows(measured, snapshots)
         chosen = _choose(refs, measured, config)
         test = scored.where(F.col("split") == "test")
         models = [ref.name for ref in refs] + ([CHAMPION] if champion else [])
-        drawn = resample(config.gate_metric, *row_values(test, spec, models, config.gate_metric), seed=config.seed)
+        by_user = ranking and ranking.user_values(models, config.gate_metric)
+        values = by_user or row_values(test, spec, models, config.gate_metric)
+        drawn = resample(config.gate_metric, *values, seed=config.seed)
         difference = _difference(drawn, chosen, config)
         slices = by_slice(test.where(F.col("candidate") == chosen), spec, [_SLICE + c for c in config.gate.slices])
         verdict = judge(config.gate, chosen, measured[chosen, "test"].metrics, difference)
@@ -77,6 +81,7 @@ def build(given: Given) -> Made:
     path = table_path(config.workload, "evaluated")
     result: dict[str, Any] = {
         "candidates": candidates,
+        "baselines": ranking.baselines() if ranking else [],
         "champion": chosen,
         "verdict": verdict.model_dump(mode="json"),
         "against": against,
@@ -94,7 +99,7 @@ def build(given: Given) -> Made:
     return Made(
         rows=sum(result["rows"].values()),
         result=result,
-        outputs=[str(path)],
+        outputs=[str(path), *([ranking.path] if ranking else [])],
         lines=[*board.splitlines(), _spoken(verdict)],
     )
 
@@ -117,14 +122,16 @@ def _comparable(workload: str, spec: LabelSpec) -> Registered | None:
 
 def _score_all(
     spark: SparkSession, given: Given, refs: list[ModelRef], champion: Registered | None, spec: LabelSpec
-) -> tuple[DataFrame, dict[str, float], dict[tuple[str, str], Metrics]]:
+) -> tuple[DataFrame, dict[str, float], dict[tuple[str, str], Metrics], Ranking | None]:
     """One table of every model's predictions on validation and test rows, written and read back; rows scored a second;
-    metrics of clusterers by (candidate, split), which want the features.
+    metrics of clusterers by (candidate, split), which want the features; and what users are recommended, where the
+    config has the section.
     """
     config = given.config
     raw = read_table(spark, Snapshot.model_validate(given.inputs["ingest"].result["snapshot"]))
     rows = with_split(raw, config).where(F.col("_split").isin("validation", "test"))
-    rows = with_label(rows, FittedFeatures.model_validate(given.inputs["features"].result["fitted"]).label)
+    fitted = FittedFeatures.model_validate(given.inputs["features"].result["fitted"])
+    rows = with_label(rows, fitted.label)
     slices = {_SLICE + name: F.col(name).cast("string") for name in config.gate.slices}
     rows = rows.withColumns(slices) if slices else rows
     keep = ["row_id", "_split", "label", *slices]
@@ -135,11 +142,11 @@ def _score_all(
     with ExitStack() as until_written:
         for name, ref in wanted.items():
             model = models[name] = until_written.enter_context(loaded(ref, scratch_path(config.workload)))
-            fitted = model.bundle.fitted
-            if fitted.digest not in features:
-                features[fitted.digest] = transform(rows, fitted, keep=keep).persist()
-                until_written.callback(features[fitted.digest].unpersist)
-            part = predict(features[fitted.digest], model, keep=keep).withColumnRenamed("_split", "split")
+            its = model.bundle.fitted
+            if its.digest not in features:
+                features[its.digest] = transform(rows, its, keep=keep).persist()
+                until_written.callback(features[its.digest].unpersist)
+            part = predict(features[its.digest], model, keep=keep).withColumnRenamed("_split", "split")
             parts.append(part.withColumn("candidate", F.lit(name)))
         snapshot = write_table(reduce(DataFrame.unionByName, parts), path, what="evaluate: score")
         num_rows = snapshot.rows // len(models)
@@ -154,7 +161,8 @@ def _score_all(
             if spec.kind == "none"
             for split, metrics in _measure_clusters(features[model.bundle.fitted.digest], model).items()
         }
-    return read_table(spark, snapshot), speeds, of_clusters
+        ranking = rank_all(with_split(raw, config), models, fitted, config) if config.recommend else None
+    return read_table(spark, snapshot), speeds, of_clusters, ranking
 
 
 def _measure_clusters(features: DataFrame, model: Loaded) -> dict[str, Metrics]:
@@ -245,7 +253,7 @@ def _plot(run: Run, test: DataFrame, chosen: str, spec: LabelSpec) -> None:
     if spec.is_number:
         if spec.event:  # of rows whose time is known
             best = best.where(F.get("label", 1) == 1).withColumn("label", F.get("label", 0))
-        label, prediction = sampled(best, ["label", "prediction"])
+        label, prediction = sampled(best.where("prediction IS NOT NULL"), ["label", "prediction"])
         if len(label):
             run.figure("predicted.png", plots.predicted_against_true(label, prediction, chosen))
         return

@@ -9,7 +9,8 @@ def table(result: dict[str, Any]) -> str:
     """The result of `evaluate` as text, the best on validation marked.
 
     Args:
-        result: `candidates`, `champion`, `metric`, `against`.
+        result: `candidates`, `baselines` (models that need no training, where there are some), `champion`, `metric`,
+            `against`.
     """
     candidates = result["candidates"]
     used = [metric for metric in METRICS if any(metric in candidate["metrics"] for candidate in candidates)]
@@ -44,10 +45,13 @@ def table(result: dict[str, Any]) -> str:
                 f"{candidate['rows_per_s']:,}",
             ]
         )
+    for other in result.get("baselines", []):
+        validation = [_number(other["validation"].get(metric))] if on_validation else []
+        lines.append(["", other["name"], "baseline", *validation, *[_number(other["metrics"].get(n)) for n in used]])
     if against := result["against"]:
         row = ["", f"champion v{against['version']}", against["name"], *([""] if on_validation else [])]
         lines.append([*row, *[_number(against["metrics"].get(name)) for name in used]])
-        lines[-1] += [""] * (len(head) - len(lines[-1]))
+    lines = [[*line, *[""] * (len(head) - len(line))] for line in lines]
     widths = [max(len(line[place]) for line in lines) for place in range(len(head))]
     return "\n".join(
         "  ".join(

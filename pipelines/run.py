@@ -40,7 +40,9 @@ class Stage:
 STAGES = {
     "ingest": Stage("pipelines.ingest:build", ("source",)),
     "features": Stage(
-        "pipelines.features.build:build", ("source.schema", "source.key", "split", "features", "seed"), ("ingest",)
+        "pipelines.features.build:build",
+        ("source.schema", "source.key", "split", "features", "recommend.user", "recommend.item", "seed"),
+        ("ingest",),
     ),
     "mine": Stage("pipelines.mine:build", ("mine",), ("ingest", "features")),
     "tune": Stage(
@@ -51,10 +53,10 @@ STAGES = {
     "classic": Stage("pipelines.classic:build", ("classic", "class_weights", "seed"), ("features", "tune")),
     "train": Stage("pipelines.train.launch:build", ("model", "class_weights", "train", "seed"), ("features", "tune")),
     "evaluate": Stage(
-        "pipelines.evaluate:build", ("split", "gate", "seed"), ("ingest", "features", "classic", "train")
+        "pipelines.evaluate:build", ("split", "gate", "recommend", "seed"), ("ingest", "features", "classic", "train")
     ),
     "register": Stage("pipelines.register:build", (), ("features", "evaluate")),
-    "score": Stage("pipelines.score:build", ("score", "split", "seed"), ("ingest", "features")),
+    "score": Stage("pipelines.score:build", ("score", "split", "recommend", "seed"), ("ingest", "features")),
 }
 
 
@@ -156,7 +158,7 @@ def depends_on(config: Config, name: str, inputs: dict[str, Receipt]) -> dict[st
     stage = STAGES[name]
     values = config.model_dump(mode="json", by_alias=True)
     reads = [*stage.reads, *(["source"] if name == "score" and config.score.paths else [])]
-    parts = {f"config {key}": digest_of(reduce(lambda at, k: at[k], key.split("."), values)) for key in reads}
+    parts = {f"config {key}": digest_of(reduce(lambda at, k: at and at[k], key.split("."), values)) for key in reads}
     parts |= {f"input {other}": receipt.identity for other, receipt in inputs.items()}
     modules = [stage.build.partition(":")[0], *_named_modules(config, name)]
     parts |= {f"module {module}": sha for module, sha in modules_digest(modules).items()}

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -30,11 +30,12 @@ from pipelines.features.fitted import BUNDLE_FILE, Bundle, FittedCategory, Fitte
 from pipelines.features.split import with_split
 from pipelines.ingest import parse
 from pipelines.joins import join_as_of
-from pipelines.lake import Contract, LabelSpec, Snapshot, scratch_path, table_path
+from pipelines.lake import LabelSpec, Snapshot, scratch_path, table_path
 from pipelines.lake.contract import HAS_CLASS
+from pipelines.recommend import ITEM_ID, USER_ID, Factors, choices, recommendations
 from pipelines.session import get_session
 from pipelines.stage import Given, Made
-from pipelines.tables import read_table, write_table
+from pipelines.tables import kept, read_table, write_table
 from pipelines.tracking import ModelRef, Registered
 
 if TYPE_CHECKING:
@@ -81,39 +82,77 @@ def predict(features: DataFrame, model: Loaded, *, keep: Sequence[str]) -> DataF
         keep: Columns of `features` to pass through.
 
     Returns:
-        `keep`; `prediction`, a class index, the label's value or a cluster, null for a multilabel label, whose classes are
-        those with a probability of at least `HAS_CLASS`; `score`, which ranks rows for a binary label (the probability of
-        class 1, or a margin), null for others; `probabilities` of the classes or clusters, null where the model has none.
+        `keep`; `prediction`, a class index, the label's value or a cluster, null where the model gives an affinity and for a
+        multilabel label, whose classes are those with a probability of at least `HAS_CLASS`; `score`, which ranks rows for
+        a binary label (the probability of class 1, or a margin) or is that affinity, null for others; `probabilities` of
+        the classes or clusters, null where the model has none.
     """
     if model.bundle.kind == "classic":
         return apply_classic(features, tracking.load_classic(model.path), model.bundle, keep=keep)
     fields = ", ".join(f"`{name}` {features.schema[name].dataType.simpleString()}" for name in keep)
-    run = _TorchBatches(str(model.path), model.bundle.contract, tuple(keep))
+    run = _TorchBatches(str(model.path), model.bundle, tuple(keep))
     return features.mapInArrow(run, f"{fields}, {_OUTPUT}")
+
+
+def raw_outputs(features: DataFrame, model: Loaded, *, keep: Sequence[str]) -> DataFrame:
+    """What a network gives for each row, as `outputs` of type array<float> behind `keep`; see `predict`."""
+    fields = ", ".join(f"`{name}` {features.schema[name].dataType.simpleString()}" for name in keep)
+    run = _RawBatches(str(model.path), model.bundle, tuple(keep))
+    return features.mapInArrow(run, f"{fields}, outputs array<float>")
 
 
 def apply_classic(features: DataFrame, model: "PipelineModel", bundle: Bundle, *, keep: Sequence[str]) -> DataFrame:
     """Predictions of an MLlib model, see `predict`."""
     scored = model.transform(assemble(features, bundle.contract, estimator=bundle.name))
-    return answers(scored, bundle.contract.label, keep=keep)
+    return answers(scored, bundle.contract.label, bundle.name, gives=bundle.gives, keep=keep)
 
 
-def answers(scored: DataFrame, label: LabelSpec, *, keep: Sequence[str]) -> DataFrame:
-    """What an MLlib model's `transform` made, in the columns of `predict`."""
+def answers(scored: DataFrame, label: LabelSpec, name: str, *, gives: str, keep: Sequence[str]) -> DataFrame:
+    """What the `transform` of an MLlib model of that name made, in the columns of `predict`."""
+    prediction = F.col("prediction").cast("double")
     probabilities: SparkColumn = F.lit(None).cast("array<double>")
     score: SparkColumn = F.lit(None).cast("double")
     scored = with_prediction(scored)
     if "probability" in scored.columns:
         probabilities = vector_to_array(F.col("probability"))
+    if name == "ALS":  # it has nothing to say, NaN, of a user or an item that is not in the vocabulary
+        prediction = F.nanvl(prediction, F.lit(0.0 if gives == "affinity" else label.mean))
+    if gives == "affinity":
+        prediction, score = F.lit(None).cast("double"), prediction
     if label.kind == "binary":
         ranks = "probability" if "probability" in scored.columns else "rawPrediction"
         score = vector_to_array(F.col(ranks))[1]
     return scored.select(
         *keep,
-        F.col("prediction").cast("double").alias("prediction"),
+        prediction.alias("prediction"),
         score.alias("score"),
         probabilities.alias("probabilities"),
     )
+
+
+def factors(chosen: DataFrame, model: Loaded) -> Factors:
+    """The vectors of users and items: ALS's own, or those that a network makes of one row of each.
+
+    Args:
+        chosen: What `choices` makes of raw rows by `model.bundle.fitted`.
+        model: One that has them.
+    """
+    if model.bundle.kind == "classic":
+        als: Any = tracking.load_classic(model.path).stages[-1]
+        vector = F.col("features").alias("vector")
+        users, items = (
+            table.select(F.col("id").cast("bigint").alias("_id"), vector)
+            for table in (als.userFactors, als.itemFactors)
+        )
+        return Factors(users, items)
+    inputs = F.struct(*[column.name for column in model.bundle.contract.inputs])
+    width, parts = F.expr("div(size(outputs) - 1, 2)"), []
+    for start, number in ((F.lit(2), USER_ID), (width + 2, ITEM_ID)):
+        rows = chosen.where(F.col(number) > 0).groupBy(F.col(number).alias("_id"))
+        one = rows.agg(F.min_by(inputs, "row_id").alias("row")).select("_id", "row.*")
+        outputs = raw_outputs(one, model, keep=["_id"])
+        parts.append(outputs.select("_id", F.slice("outputs", start, width).alias("vector")))
+    return Factors(*parts)
 
 
 def measure_speed(features: DataFrame, model: Loaded, *, num_rows: int) -> float:
@@ -143,8 +182,8 @@ class _TorchBatches:
 
     _networks: ClassVar[dict[str, "torch.nn.Module"]] = {}
 
-    def __init__(self, path: str, contract: Contract, keep: tuple[str, ...]) -> None:
-        self.path, self.contract, self.keep = path, contract, keep
+    def __init__(self, path: str, bundle: Bundle, keep: tuple[str, ...]) -> None:
+        self.path, self.contract, self.gives, self.keep = path, bundle.contract, bundle.gives, keep
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         import torch
@@ -176,8 +215,18 @@ class _TorchBatches:
             probabilities = as_column(outputs)
         if label.kind == "binary":
             score = pa.array(outputs[:, 1])
+        if self.gives == "affinity":
+            prediction, score = nothing, prediction
         columns = [*[batch.column(name) for name in self.keep], prediction, score, probabilities]
         return pa.RecordBatch.from_arrays(columns, [*self.keep, "prediction", "score", "probabilities"])
+
+
+class _RawBatches(_TorchBatches):
+    """The network's outputs as they are."""
+
+    def _answer(self, batch: pa.RecordBatch, outputs: np.ndarray[Any, Any]) -> pa.RecordBatch:
+        columns = [*[batch.column(name) for name in self.keep], as_column(outputs)]
+        return pa.RecordBatch.from_arrays(columns, [*self.keep, "outputs"])
 
 
 def build(given: Given) -> Made:
@@ -202,20 +251,55 @@ def build(given: Given) -> Made:
         keep = ["row_id", *[name for name in (*config.source.key, "_file", "_line") if name in rows.columns]]
         features = transform(rows, model.bundle.fitted, keep=keep)
         features = features.observe(seen, F.count(F.lit(1)).alias("rows"), *_unseen(model.bundle.fitted))
-        scored = readable(predict(features, model, keep=keep), model.bundle.contract.label, keep)
+        scored = readable(predict(features, model, keep=keep), model.bundle, keep)
         table = scored.withColumn("model_version", F.lit(champion.version))
         snapshot = write_table(table, table_path(config.workload, "predictions"), what="score")
+        recommended = _recommend(spark, given, model) if config.recommend and model.bundle.has_factors else None
     wanted = seen.get["rows"] if num_rows is None else num_rows
     if not snapshot.rows == seen.get["rows"] == wanted:
         raise LakeError(f"score: {wanted:,} rows went in, {snapshot.rows:,} came out")
     given.run.metrics({"rows_scored": snapshot.rows})
-    return _made(snapshot, champion, {k: v for k, v in seen.get.items() if k != "rows" and v})
+    made = _made(snapshot, champion, {k: v for k, v in seen.get.items() if k != "rows" and v})
+    if recommended:
+        made.result["recommendations"] = {"table": recommended.table, "rows": recommended.rows}
+        made.outputs.extend(str(path) for path in recommended.paths())
+        made.lines.append(f"{recommended.rows:,} recommendations in {recommended.table}")
+    return made
 
 
-def readable(scored: DataFrame, label: LabelSpec, keep: Sequence[str]) -> DataFrame:
+def _recommend(spark: SparkSession, given: Given, model: Loaded) -> Snapshot:
+    """Write what each user of the ingested rows is recommended.
+
+    Raises:
+        LakeError: Not all that users are recommended was written.
+    """
+    config, seen = given.config, Observation()
+    assert config.recommend is not None, "asked for only with the section"
+    raw = read_table(spark, Snapshot.model_validate(given.inputs["ingest"].result["snapshot"]))
+    scratch, k = scratch_path(config.workload), config.recommend.top_k
+    with ExitStack() as until_written:
+        enter = until_written.enter_context
+        chosen = enter(kept(choices(with_split(raw, config), model.bundle.fitted)))
+        vectors = factors(chosen, model)
+        vectors = Factors(enter(kept(vectors.users)), enter(kept(vectors.items)))
+        rows = enter(recommendations(chosen, vectors, k=k, scratch=scratch, observed=seen))
+        snapshot = write_table(rows, table_path(config.workload, "recommendations"), what="score: recommend")
+    if snapshot.rows != seen.get["items"]:
+        raise LakeError(
+            f"score: wanted the {seen.get['items']:,} recommendations of {seen.get['users']:,} users written, seen "
+            f"{snapshot.rows:,}"
+        )
+    given.run.metrics({"users_recommended": seen.get["users"], "recommendations": snapshot.rows})
+    return snapshot
+
+
+def readable(scored: DataFrame, bundle: Bundle, keep: Sequence[str]) -> DataFrame:
     """Predictions in the label's own terms: the class's value instead of its index, and its probability; or the values of
     all classes that a multilabel row is said to have.
     """
+    label = bundle.contract.label
+    if bundle.gives == "affinity":
+        return scored.select(*keep, "score")
     if label.is_number:
         return scored.select(*keep, "prediction")
     names = F.array(*[F.lit(name) for name in label.classes])

@@ -28,6 +28,15 @@ def read_table(spark: SparkSession, snapshot: Snapshot) -> DataFrame:
     return spark.read.format("delta").option("versionAsOf", snapshot.version).load(snapshot.table)
 
 
+@contextmanager
+def kept(rows: DataFrame) -> Iterator[DataFrame]:
+    """The rows in memory or on disk, for the time of the body."""
+    try:
+        yield rows.persist()
+    finally:
+        rows.unpersist()
+
+
 def write_table(
     rows: DataFrame,
     path: Path,

@@ -423,7 +423,9 @@ def _signature(bundle: Bundle) -> "ModelSignature":
 
     inputs: _Specs = [ColSpec(AnyType(), name, required=False) for name in bundle.fitted.columns]  # type: ignore[no-untyped-call]
     outputs: _Specs
-    if bundle.contract.label.is_number:
+    if bundle.gives == "affinity":
+        outputs = [ColSpec(DataType.double, "score")]
+    elif bundle.contract.label.is_number:
         outputs = [ColSpec(DataType.double, "prediction")]
     elif bundle.contract.label.kind == "multilabel":
         outputs = [ColSpec(Array(DataType.string), "prediction"), ColSpec(Array(DataType.double), "probabilities")]

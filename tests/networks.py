@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.lake import Contract
+from pipelines.models.two_tower import TwoTower
 
 
 class Double(nn.Module):
@@ -31,3 +32,11 @@ class Normalized(nn.Module):
         """Logits."""
         logits: Tensor = self.linear(self.norm(inputs[0].float().unsqueeze(1)).flatten(1))
         return logits
+
+
+class DoubleTowers(TwoTower):
+    """Two towers in float64."""
+
+    def __init__(self, contract: Contract, outputs: int, *, temperature: float | None = None) -> None:
+        super().__init__(contract, outputs, embedding_dim=5, width=4, hidden=[6], temperature=temperature)
+        self.double()

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from deltalake import CommitProperties, write_deltalake
 
-from pipelines.lake import CONTRACT_KEY, Column, Contract, LabelSpec, Snapshot
+from pipelines.lake import CONTRACT_KEY, Column, Contract, LabelSpec, Recommended, Snapshot
 
 ROW_ID = Column(name="row_id", kind="row_id", dtype="int64")
 LABEL = Column(name="label", kind="label", dtype="int64")
@@ -20,7 +20,16 @@ SPARSE = (
     Column(name="words_weights", kind="sparse_weights", dtype="float32", shape=(3,)),
 )
 SEQUENCE = Column(name="places", kind="sequence", dtype="int64", shape=(4,), sizes=(6,))
+USER = Column(name="user", kind="ids", dtype="int64", shape=(1,), sizes=(7,), names=("u",))
+ITEM = Column(name="item", kind="ids", dtype="int64", shape=(1,), sizes=(9,), names=("i",))
 BINARY = LabelSpec(kind="binary", column="y", classes=("0", "1"))
+
+
+def rated(*others: Column) -> Contract:
+    """A contract with users and items, the first of which are frequent."""
+    label = LabelSpec(kind="real", column="rating", mean=3.0)
+    recommended = Recommended(user="user", item="item", item_counts=(0, 40, 20, 10, 10, 8, 6, 5, 4))
+    return contract_of(USER, ITEM, *others, label=label).model_copy(update={"recommended": recommended})
 
 
 def contract_of(*inputs: Column, label: LabelSpec = BINARY) -> Contract:

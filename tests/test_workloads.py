@@ -15,8 +15,11 @@ from tests.small_data import copy_small
 from tests.stages import features_of, run
 
 WORKLOADS = sorted((ROOT / "conf").glob("*.yaml"))
-BUNDLED = ("ctr", "digits", "libsvm")  # their data is made, or comes with an installed package
-SMALL = {"ctr": ("source.prepare.rows=1000", "features.inputs.ids.steps=[{vocabulary: {max_size: 20}}]")}
+BUNDLED = ("ctr", "digits", "libsvm", "ratings")  # their data is made, or comes with an installed package
+SMALL = {
+    "ctr": ("source.prepare.rows=1000", "features.inputs.ids.steps=[{vocabulary: {max_size: 20}}]"),
+    "ratings": ("source.prepare.rows=1000",),
+}
 QUICK = ("train.epochs=1", "gate.require={}", "train.early_stopping=null", "train.launcher=torchrun")
 
 

@@ -58,6 +58,21 @@ ESTIMATORS: dict[str, tuple[str, ...]] = {
         "quantileProbabilities",
         "tol",
     ),
+    "ALS": (
+        "alpha",
+        "blockSize",
+        "checkpointInterval",
+        "finalStorageLevel",
+        "implicitPrefs",
+        "intermediateStorageLevel",
+        "maxIter",
+        "nonnegative",
+        "numItemBlocks",
+        "numUserBlocks",
+        "rank",
+        "regParam",
+        "seed",
+    ),
     "BisectingKMeans": ("distanceMeasure", "k", "maxIter", "minDivisibleClusterSize", "seed"),
     "DecisionTreeClassifier": (*_TREE, "thresholds"),
     "DecisionTreeRegressor": _TREE,
@@ -135,7 +150,7 @@ ESTIMATORS: dict[str, tuple[str, ...]] = {
 
 BINARY_ESTIMATORS = frozenset({"FMClassifier", "GBTClassifier", "LinearSVC"})
 UNWEIGHTED = frozenset({"FMClassifier", "MultilayerPerceptronClassifier"})  # classifiers that take no weights of rows
-REGRESSORS = frozenset(name for name in ESTIMATORS if name.endswith(("Regressor", "Regression"))) - {
+REGRESSORS = frozenset(name for name in ESTIMATORS if name.endswith(("ALS", "Regressor", "Regression"))) - {
     "LogisticRegression"
 }
 CLUSTERERS = frozenset({"BisectingKMeans", "GaussianMixture", "KMeans", "LDA"})  # they take no label
@@ -186,6 +201,7 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "dlrm": ("embedding_dim", "embedding_std", "bottom", "hidden", "dropout"),
     "mlp": ("embedding_dim", "hidden", "dropout"),
     "softmax": (),
+    "two_tower": ("user", "item", "embedding_dim", "embedding_std", "hidden", "width", "temperature", "dropout"),
 }
 
 SOURCE_OPTIONS: dict[str, tuple[str, ...]] = {

@@ -33,6 +33,11 @@ class Estimator(Section):
         return dict(self.model_extra or {})
 
     @property
+    def gives(self) -> Literal["prediction", "affinity"]:
+        """The label, or with ALS's `implicitPrefs` how well an item suits a user."""
+        return "affinity" if self.params.get("implicitPrefs") else "prediction"
+
+    @property
     def stops_early(self) -> bool:
         """Whether it watches the validation split, which MLlib's boosted trees do by `validationTol`."""
         return "validationTol" in self.params
@@ -44,7 +49,7 @@ class Model(Section):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     network: str = Field(
-        description="softmax, mlp, cnn, deep_and_cross, dlrm, or `package.module:Class` of your own; its constructor's "
+        description="softmax, mlp, cnn, deep_and_cross, dlrm, two_tower, or `package.module:Class` of your own; its constructor's "
         "parameters stand beside it.",
         examples=sorted(catalog.NETWORKS),
     )

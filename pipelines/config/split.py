@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from pipelines.config.base import Name, Section, Share, known_name
+from pipelines.config.base import Name, Natural, Positive, Section, Share, known_name
 
 
 class HashSplit(Section):
@@ -66,6 +66,20 @@ class TimeSplit(Section):
         return ["train", *self.boundaries]
 
 
+class LastSplit(Section):
+    """Leaves out the last rows of each entity, as of each user what was chosen last. They move when rows arrive."""
+
+    by: Name = Field(description="The column of the entity. Rows without one train.")
+    order: Name = Field(description="The column by which rows follow each other; ties by the row's key.")
+    test: Positive = Field(default=1, description="How many rows of an entity test, the last ones.")
+    validation: Natural = Field(default=1, description="How many in front of these validate.")
+
+    @property
+    def names(self) -> list[str]:
+        """The splits."""
+        return ["train", "test", *(["validation"] if self.validation else [])]
+
+
 class Validation(Section):
     """A validation split cut from another split, by a hash of the key (or of the entity)."""
 
@@ -96,6 +110,7 @@ class Split(Section):
     given: list[Name] | None = Field(default=None, description="Take the splits from the names in `source.paths`.")
     by_hash: HashSplit | None = Field(default=None, alias="hash", description="Cut the splits by a hash.")
     by_time: TimeSplit | None = Field(default=None, alias="time", description="Cut the splits at moments in time.")
+    by_last: LastSplit | None = Field(default=None, alias="last", description="Leave out the last rows of each entity.")
     validation: Validation | None = Field(default=None, description="Cut a validation split from another one.")
     entity: list[Name] = Field(
         default=[],
@@ -106,9 +121,11 @@ class Split(Section):
 
     @model_validator(mode="after")
     def _one_way(self) -> "Split":
-        ways = {"given": self.given, "hash": self.by_hash, "time": self.by_time}
+        ways = {"given": self.given, "hash": self.by_hash, "time": self.by_time, "last": self.by_last}
         if len(seen := [name for name, way in ways.items() if way]) > 1:
             raise ValueError(f"wanted one of {', '.join(ways)}, seen {' and '.join(seen)}")
+        if self.entity and self.by_last:
+            raise ValueError("entity: wanted none with 'last', by which each entity stands in every split")
         if self.entity and not (self.given or self.by_time):
             raise ValueError("entity: wanted it in hash.by, by which the rows are cut, seen beside it")
         missing = {"train", "test"} - set(self.names)
@@ -125,6 +142,8 @@ class Split(Section):
         """The splits before a validation split is cut."""
         if self.by_time:
             return self.by_time.names
+        if self.by_last:
+            return self.by_last.names
         return self.given or list((self.by_hash or HashSplit()).shares)
 
     @property

@@ -13,6 +13,7 @@ from pipelines.config.data import NUMERIC, Source
 from pipelines.config.features import LIST_TYPES, Features, Input, Label
 from pipelines.config.learning import Estimator, Model, Train
 from pipelines.config.mining import Mine, check_mine
+from pipelines.config.recommend import RANKED, Recommend
 from pipelines.config.split import Split, utc
 from pipelines.config.tuning import Tune, check_spaces, with_values
 
@@ -33,6 +34,9 @@ Metric = Literal[
     "silhouette",
     "log_likelihood",
     "perplexity",
+    "ndcg",
+    "recall",
+    "coverage",
 ]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 OF_CLUSTERS: tuple[Metric, ...] = ("silhouette", "log_likelihood", "perplexity")
@@ -60,9 +64,9 @@ class Gate(Section):
 
     metric: Metric | None = Field(
         default=None,
-        description="Picks the candidate on the validation split. Default: that of the label's kind: auc (binary), accuracy "
-        "(multiclass), f1_micro (multilabel), rmse (real), poisson_deviance (count), concordance (survival); silhouette "
-        "without one.",
+        description="Picks the candidate on the validation split. Default: ndcg with `recommend`, else that of the label's "
+        "kind: auc (binary), accuracy (multiclass), f1_micro (multilabel), rmse (real), poisson_deviance (count), "
+        "concordance (survival); silhouette without one.",
     )
     require: dict[Metric, Bounds] = Field(default={}, description="Bounds on test metrics.")
     champion_confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(
@@ -107,6 +111,9 @@ class Config(Section):
     source: Source = Field(description="Raw data.")
     split: Split = Field(default=Split(), description="Train, validation and test.")
     features: Features = Field(description="The fitted transform.")
+    recommend: Recommend | None = Field(
+        default=None, description="Which inputs are users and items of a recommendation."
+    )
     class_weights: Literal["balanced"] | dict[str | int, Annotated[float, Field(gt=0)]] | None = Field(
         default=None,
         description="How much a row of each class counts in training, for MLlib and torch alike: balanced, so that all "
@@ -141,6 +148,10 @@ class Config(Section):
             )
         if self.train.early_stopping and "validation" not in self.split.names:
             raise ValueError("split.validation: wanted, because train.early_stopping watches it; seen none")
+        if self.split.by_last and not self.features.refit:
+            raise ValueError(
+                "features.refit: wanted true with split.last, whose rows move when others arrive; seen false"
+            )
         if self.score.split not in ("all", *self.split.names):
             known_name("score.split: a split or 'all'", self.score.split, ["all", *self.split.names])
         return self
@@ -168,6 +179,7 @@ class Config(Section):
         for where, names in (
             ("gate.slices", self.gate.slices),
             ("split.hash.by" if self.split.by_hash else "split.entity", self.split.hashed),
+            ("split.last", [self.split.by_last.by, self.split.by_last.order] if self.split.by_last else []),
         ):
             for column in names:
                 known_name(f"{where}: a column of the schema", column, columns)
@@ -232,6 +244,26 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _recommending(self) -> "Config":
+        tower = self.model is not None and self.model.network == "two_tower"
+        if self.recommend is None:
+            names = [estimator.estimator for estimator in self.classic]
+            if found := [*(["model: two_tower"] if tower else []), *(["classic: ALS"] if "ALS" in names else [])]:
+                raise ValueError(f"recommend: wanted, because {found[0]} learns from users and items; seen none")
+            return self
+        self.recommend.check(self.features, self.split.by_last)
+        if self.gate.metric == "coverage":
+            raise ValueError(
+                "gate.metric: wanted ndcg, recall or rmse, seen coverage, which says nothing of being right"
+            )
+        stopping = self.train.early_stopping
+        if tower and stopping and stopping.metric != "loss":
+            raise ValueError(
+                f"train.early_stopping.metric: wanted loss, all that two_tower has, seen {stopping.metric}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _models(self) -> "Config":
         kind = self.features.label_kind
         names = [estimator.estimator for estimator in self.classic]
@@ -258,7 +290,7 @@ class Config(Section):
             if names.count(name) > 1:
                 raise ValueError(f"classic: wanted each estimator once, seen {name} {names.count(name)} times")
         for metric in (self.gate_metric, *self.gate.require):
-            known_name(f"gate: a metric of {_of_kind(kind)}", metric, METRICS_OF[kind])
+            known_name(f"gate: a metric of {_of_kind(kind)}", metric, self.metrics)
         self._check_inputs()
         if not self.candidates and not self.mine:
             raise ValueError("wanted a 'model', a 'classic' or a 'mine' section, seen none of them")
@@ -317,6 +349,8 @@ class Config(Section):
         if self.tune.folds is None and "validation" not in self.split.names:
             raise ValueError("split.validation: wanted, because tune measures on it; seen none; or set tune.folds")
         kind = self.features.label_kind
+        if self.model and self.model.network == "two_tower" and {"model", "train"} & set(self.tune.candidates()):
+            raise ValueError("tune: two_tower gives no rating, and so none of the metrics that trials are compared by")
         known_name(f"tune.metric: a metric of {_of_kind(kind)}", self.tune_metric, METRICS_OF[kind])
         return self
 
@@ -332,9 +366,15 @@ class Config(Section):
         return self.model_copy(update={"classic": classic, "model": model, "train": train})
 
     @property
+    def metrics(self) -> tuple[str, ...]:
+        """Those that some candidate may have."""
+        return (*METRICS_OF[self.features.label_kind], *(RANKED if self.recommend else ()))
+
+    @property
     def tune_metric(self) -> str:
         """The metric that tuning makes better."""
-        return (self.tune and self.tune.metric) or self.gate_metric
+        metric = (self.tune and self.tune.metric) or self.gate_metric
+        return "rmse" if metric in RANKED else metric  # trials rank nothing
 
     @property
     def candidates(self) -> int:
@@ -344,7 +384,8 @@ class Config(Section):
     @property
     def gate_metric(self) -> Metric:
         """The metric that picks the candidate."""
-        return self.gate.metric or METRICS_OF[self.features.label_kind][0]
+        default: Metric = "ndcg" if self.recommend else METRICS_OF[self.features.label_kind][0]
+        return self.gate.metric or default
 
 
 def _of_kind(kind: str) -> str:

@@ -17,6 +17,7 @@ from pipelines.features.fit_numbers import Asking, fit_number, number_places
 from pipelines.features.fit_values import Counted, class_texts, counted_values
 from pipelines.features.fit_whole import check_wholes, fit_whole, whole_aggregates
 from pipelines.features.fitted import (
+    FittedCategory,
     FittedColumn,
     FittedFeatures,
     FittedIndicator,
@@ -25,7 +26,7 @@ from pipelines.features.fitted import (
     FittedNumber,
 )
 from pipelines.features.split import in_train
-from pipelines.lake import LabelSpec
+from pipelines.lake import LabelSpec, Recommended
 
 Stats = Mapping[str, Any]
 
@@ -88,9 +89,10 @@ def fit(rows: DataFrame, config: Config) -> Fit:
         label = _fit_label(features.label, config.source.columns, stats, counted)
         passes += ["values"] * (counted.is_unique is not None)
     columns = {name: config.source.ingested[name] for name in features.sources}
+    recommended = _recommended(config, inputs, counted, num_train)
     widths = {name: max(1, int(stats[f"{name}:width"])) for name in features.inputs if f"{name}:width" in stats}
     return Fit(
-        fitted=FittedFeatures(inputs=tuple(inputs), label=label, columns=columns),
+        fitted=FittedFeatures(inputs=tuple(inputs), label=label, columns=columns, recommended=recommended),
         sparse_widths=widths,
         rows=num_rows,
         notes=notes,
@@ -215,6 +217,23 @@ def _number_spec(label: Label, stats: Stats, where: str) -> LabelSpec:
         )
     mean, std = stats["label:mean"], math.sqrt(stats["label:variance"])
     return LabelSpec(kind=label.kind, column=label.column, event=label.event, mean=mean, std=std if std > 0 else 1.0)
+
+
+def _recommended(config: Config, inputs: Sequence[FittedInput], counted: Counted, num_rows: int) -> Recommended | None:
+    """Users and items, with the training rows of each item."""
+    if config.recommend is None:
+        return None
+    user, item = config.recommend.user, config.recommend.item
+    category = next(group.columns[0] for group in inputs if group.name == item)
+    assert isinstance(category, FittedCategory), "refused unless it is a vocabulary"
+    if category.stored:
+        raise DataError(
+            f"recommend.item: wanted at most 16 MB of values, so that all items are ranked at once, seen "
+            f"{category.stored.size:,} values; raise min_count, or set max_size"
+        )
+    rows = {count.value: count.num for count in counted.columns.get((item, 0), [])}
+    counts = [rows[value] for value in category.values or ()]
+    return Recommended(user=user, item=item, item_counts=(num_rows - sum(counts), *counts))
 
 
 def _natural(value: str) -> tuple[float, str]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.config.steps import Bag, PartName, Sequence, Tokens
-from pipelines.lake import Column, Contract, LabelSpec
+from pipelines.lake import Column, Contract, LabelSpec, Recommended
 from pipelines.receipt import digest_of
 
 MISSING = "\x00"  # stands for null where values are compared; no text file holds it
@@ -328,6 +328,7 @@ class FittedFeatures(_Frozen):
     inputs: tuple[FittedInput, ...]
     label: FittedLabel
     columns: dict[str, str] = {}
+    recommended: Recommended | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -364,7 +365,7 @@ class FittedFeatures(_Frozen):
             columns += _columns_of(fitted, sparse_widths.get(fitted.name, 0))
         if self.label.spec.kind != "none":
             columns.append(_label_column(self.label.spec))
-        return Contract(columns=tuple(columns), label=self.label.spec)
+        return Contract(columns=tuple(columns), label=self.label.spec, recommended=self.recommended)
 
 
 class Bundle(_Frozen):
@@ -372,13 +373,20 @@ class Bundle(_Frozen):
 
     Attributes:
         name: The estimator's or network's own name.
+        gives: What it says of a row: the label, or an affinity, by which items are ranked for a user.
         contract: The columns that it was trained on.
     """
 
     name: str
     kind: Literal["classic", "torch"]
+    gives: Literal["prediction", "affinity"] = "prediction"
     fitted: FittedFeatures
     contract: Contract
+
+    @property
+    def has_factors(self) -> bool:
+        """Whether it gives users and items vectors whose product ranks."""
+        return self.name == "ALS" or self.gives == "affinity"
 
     def save(self, folder: Path) -> None:
         """Write the JSON and copies of the stored values."""

@@ -1,10 +1,10 @@
-"""Which split a row belongs to: given, by time, or by a hash of its key or entity."""
+"""Which split a row belongs to: given, by time, the last rows of an entity, or by a hash of its key or entity."""
 
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from pipelines.config import Config
-from pipelines.config.split import HashSplit, TimeSplit, utc
+from pipelines.config.split import HashSplit, LastSplit, TimeSplit, utc
 
 _PLACES = 1 << 20  # shares are cut to a millionth
 
@@ -18,6 +18,8 @@ def with_split(rows: DataFrame, config: Config) -> DataFrame:
     entity = F.xxhash64(*split.hashed) if split.hashed else F.col("row_id")
     if split.by_time:
         rows = rows.withColumn("_split", _by_time(split.by_time, config.source.columns[split.by_time.column]))
+    elif split.by_last:
+        rows = rows.withColumn("_split", _by_last(split.by_last))
     elif not split.given:
         shares = (split.by_hash or HashSplit()).shares
         rows = rows.withColumn("_split", _by_shares(entity, shares, config.seed, "split"))
@@ -45,6 +47,16 @@ def _by_time(by: TimeSplit, dtype: str) -> Column:
         start = utc(moment).isoformat() if dtype == "timestamp" else utc(moment).date().isoformat()
         chosen = F.when(F.col(by.column) >= F.lit(start).cast(dtype), F.lit(name)).otherwise(chosen)
     return chosen
+
+
+def _by_last(by: LastSplit) -> Column:
+    """The split by how many rows of the entity come after the row; an entity keeps a row to train on, or all of them."""
+    entity = Window.partitionBy(by.by)
+    place = F.row_number().over(entity.orderBy(F.desc_nulls_last(by.order), F.desc("row_id")))
+    left_out = by.test + by.validation
+    held = F.when(place <= by.test, "test").when(place <= left_out, "validation").otherwise("train")
+    is_enough = F.col(by.by).isNotNull() & (F.count(F.lit(1)).over(entity) > left_out)
+    return F.when(is_enough, held).otherwise("train")
 
 
 def _by_shares(entity: Column, shares: dict[str, float], seed: int, purpose: str) -> Column:

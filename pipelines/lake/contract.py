@@ -122,11 +122,26 @@ class LabelSpec(Frozen):
         return tuple(weight * sum(self.counts) / total for weight in weights)
 
 
+class Recommended(Frozen):
+    """Which inputs of one id each are users and items.
+
+    Attributes:
+        user: Name of the column.
+        item: Likewise.
+        item_counts: How many training rows each item id has. Shape (items,), of which 0 is out of vocabulary.
+    """
+
+    user: str
+    item: str
+    item_counts: tuple[int, ...]
+
+
 class Contract(Frozen):
     """The columns of a feature table and their meaning; travels in the commit's `userMetadata`."""
 
     columns: tuple[Column, ...]
     label: LabelSpec
+    recommended: Recommended | None = None
 
     @property
     def inputs(self) -> tuple[Column, ...]:

@@ -2,8 +2,9 @@
 
 import inspect
 import math
+from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,18 @@ from pipelines.errors import ConfigError
 from pipelines.lake import Contract, LabelSpec
 from pipelines.models.inputs import scaled
 from pipelines.models.names import network_path
+
+
+@runtime_checkable
+class Ranker(Protocol):
+    """A network that says how well an item suits a user, not what the label is, and so has a loss of its own.
+
+    Its outputs are the affinity of a row's user and item, then the vectors whose product it is: shape (B, 1 + 2 D).
+    Items are ranked for a user by the products of these vectors.
+    """
+
+    def summed_loss(self, outputs: Tensor, inputs: Sequence[Tensor], lane_rows: Sequence[int]) -> Tensor:
+        """The sum of the rows' losses, shape (), a function of the rows of each lane, so that ranks do not matter."""
 
 
 def build_network(model: Model, contract: Contract) -> nn.Module:
@@ -87,12 +100,14 @@ def predicted(outputs: Tensor, spec: LabelSpec) -> Tensor:
 class Served(nn.Module):
     """A network with outputs as they are served, its forward's arguments named after the contract's inputs.
 
-    Probabilities of shape (B, classes) for a class label; for a number its value, or its rate, shape (B, 1).
+    Probabilities of shape (B, classes) for a class label; for a number its value, or its rate, shape (B, 1). A Ranker's
+    as they are.
     """
 
     def __init__(self, network: nn.Module, contract: Contract) -> None:
         super().__init__()
         self.network, self.spec, self.columns = network, contract.label, contract.inputs
+        self.as_it_is = isinstance(network, Ranker)
 
         def forward(*inputs: Tensor) -> Tensor:
             return self._serve(*inputs)
@@ -104,6 +119,8 @@ class Served(nn.Module):
 
     def _serve(self, *inputs: Tensor) -> Tensor:
         outputs = self.network(*map(scaled, self.columns, inputs))
+        if self.as_it_is:
+            return torch.as_tensor(outputs)
         if self.spec.kind == "multiclass":
             return torch.softmax(outputs, dim=1)
         if self.spec.kind == "binary":

@@ -5,6 +5,7 @@ _BUILT_IN = {
     "mlp": "pipelines.models.mlp:MLP",
     "cnn": "pipelines.models.cnn:CNN",
     "dlrm": "pipelines.models.dlrm:DLRM",
+    "two_tower": "pipelines.models.two_tower:TwoTower",
     "deep_and_cross": "pipelines.models.deep_and_cross:DeepAndCross",
 }
 

@@ -51,7 +51,7 @@ class MLlibModel:
         table = pa.table(columns | {_ROW: pa.array(range(len(rows)), pa.int64())})
         features = local_session().createDataFrame(table)
         scored = apply_classic(features, self._model, self._bundle, keep=[_ROW])
-        found = readable(scored, self._bundle.contract.label, [_ROW]).toArrow().sort_by(_ROW).drop_columns([_ROW])
+        found = readable(scored, self._bundle, [_ROW]).toArrow().sort_by(_ROW).drop_columns([_ROW])
         nothing = [name for name in found.column_names if 0 < len(rows) == found[name].null_count]
         predictions: pd.DataFrame = found.drop_columns(nothing).to_pandas()
         return predictions

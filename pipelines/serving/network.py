@@ -11,7 +11,6 @@ from pipelines import tracking
 from pipelines.features.apply_arrow import ArrowFeatures
 from pipelines.features.fitted import Bundle
 from pipelines.features.raw_rows import to_table
-from pipelines.lake import LabelSpec
 from pipelines.lake.contract import HAS_CLASS
 
 
@@ -37,10 +36,13 @@ class NetworkModel:
             arrays = self._features(to_table(rows, self._bundle.fitted.columns))
         with torch.inference_mode():
             outputs = self._network(*[torch.tensor(arrays[c.name]) for c in self._bundle.contract.inputs])
-        return _readable(outputs.numpy().astype(np.float64), self._bundle.contract.label)
+        return _readable(outputs.numpy().astype(np.float64), self._bundle)
 
 
-def _readable(outputs: npt.NDArray[np.float64], label: LabelSpec) -> pd.DataFrame:
+def _readable(outputs: npt.NDArray[np.float64], bundle: Bundle) -> pd.DataFrame:
+    label = bundle.contract.label
+    if bundle.gives == "affinity":
+        return pd.DataFrame({"score": outputs[:, 0]})
     if label.is_number:
         return pd.DataFrame({"prediction": outputs[:, 0]})
     classes = np.array(label.classes, dtype=object)

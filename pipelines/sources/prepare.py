@@ -57,3 +57,13 @@ def _call(wanted: Prepare, folder: Path, config: Config) -> None:
         known = [key for key in list(taken.parameters)[1:] if key != "spark"]
         raise ConfigError(f"source.prepare: {name} takes {', '.join(known) or 'no parameters'}: {error}") from None
     function(folder, **{name: get_session(config) for name in session}, **wanted.params)
+
+
+def settle(written: Path, target: Path, *, suffix: str) -> None:
+    """Move the files of Spark's folder `written` to `target`, under names that another run would give them too: rows are
+    keyed by file and line.
+    """
+    target.mkdir(exist_ok=True)
+    for number, file in enumerate(sorted(written.glob("part-*"))):
+        file.rename(target / f"{number:05}{suffix}")
+    shutil.rmtree(written)

@@ -37,12 +37,15 @@ class Batch:
             zeros, so that collectives stay aligned.
         rows: Rows of this rank, 0 where `tensors` is the row of zeros.
         global_rows: Rows of the global batch over all ranks.
+        lane_rows: How many rows of `tensors` are of each of the rank's lanes, one behind the other. The rows of a lane
+            are together at any number of ranks.
     """
 
     step: int
     tensors: dict[str, Tensor]
     rows: int
     global_rows: int
+    lane_rows: tuple[int, ...]
 
 
 class BatchReader:
@@ -145,8 +148,8 @@ class BatchReader:
         finally:
             self._windows.close()
 
-    def _gather(self, plan: EpochPlan, first: int, last: int) -> tuple[Arrays, list[int]]:
-        """The rank's rows of steps [first, last) in the order step, lane, row, and how many each step has."""
+    def _gather(self, plan: EpochPlan, first: int, last: int) -> tuple[Arrays, list[list[int]]]:
+        """The rank's rows of steps [first, last) in the order step, lane, row, and how many each step and lane has."""
         windows = self._windows
         bounds = plan.batch_bounds(self._lanes, first, last)
         sizes = np.diff(bounds, axis=0)  # of shape (steps, lanes)
@@ -156,7 +159,7 @@ class BatchReader:
             (only,) = needed
             order = windows[only].rows[_ranges(bounds[:-1], sizes) - plan.window_starts[only]]
             arrays = {k: v.take(order, axis=0, mode="clip") for k, v in windows[only].arrays.items()}
-            return arrays, sizes.sum(axis=1).tolist()
+            return arrays, sizes.tolist()
         flat = empty_arrays(self._columns, int(sizes.sum()))  # lane behind lane: each is a few runs of the sequence
         at = 0
         for piece in (piece for lane in found for piece in lane):
@@ -168,13 +171,14 @@ class BatchReader:
             lane_starts = np.cumsum(bounds[-1] - bounds[0]) - (bounds[-1] - bounds[0])
             order = _ranges(bounds[:-1] - bounds[0] + lane_starts, sizes)
             flat = {name: values.take(order, axis=0, mode="clip") for name, values in flat.items()}
-        return flat, sizes.sum(axis=1).tolist()
+        return flat, sizes.tolist()
 
-    def _collate(self, arrays: Arrays, first: int, sizes: list[int]) -> "_Block":
+    def _collate(self, arrays: Arrays, first: int, sizes: list[list[int]]) -> "_Block":
         tensors = transformed({name: torch.from_numpy(array) for name, array in arrays.items()}, self._transform)
         if self._pin:
             tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
-        return _Block(first, sizes, {name: torch.split(tensor, sizes) for name, tensor in tensors.items()})
+        rows = list(map(sum, sizes))
+        return _Block(first, sizes, {name: torch.split(tensor, rows) for name, tensor in tensors.items()})
 
 
 def transformed(tensors: dict[str, Tensor], transform: Transform | None) -> dict[str, Tensor]:
@@ -203,14 +207,15 @@ def _ranges(starts: Indices, sizes: Indices) -> Indices:
 
 @dataclass(frozen=True)
 class _Block:
-    """The rank's batches of some steps, one behind the other."""
+    """The rank's batches of some steps, one behind the other; `sizes` are the rows of each step and lane."""
 
     first: int
-    sizes: list[int]
+    sizes: list[list[int]]
     parts: dict[str, tuple[Tensor, ...]]
 
     def batches(self, plan: EpochPlan) -> Iterator[Batch]:
-        for step, rows, *tensors in zip(count(self.first), self.sizes, *self.parts.values(), strict=False):
+        for step, sizes, *tensors in zip(count(self.first), self.sizes, *self.parts.values(), strict=False):
+            rows, lane_rows = sum(sizes), tuple(sizes)
             if not rows:
-                tensors = [tensor.new_zeros((1, *tensor.shape[1:])) for tensor in tensors]
-            yield Batch(step, dict(zip(self.parts, tensors, strict=True)), rows, plan.batch_rows(step))
+                tensors, lane_rows = [tensor.new_zeros((1, *tensor.shape[1:])) for tensor in tensors], (1,)
+            yield Batch(step, dict(zip(self.parts, tensors, strict=True)), rows, plan.batch_rows(step), lane_rows)

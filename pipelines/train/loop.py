@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipelines.config.workload import LOWER_IS_BETTER
 from pipelines.errors import ConfigError, DataError, TrainingError
 from pipelines.lake import ROW_ID, Contract, Snapshot
-from pipelines.models.build import build_network, summed_loss
+from pipelines.models.build import Ranker, build_network, summed_loss
 from pipelines.models.inputs import scaled
 from pipelines.stream import Batch, LaneLoader
 from pipelines.train import checkpoint, generators
@@ -52,6 +52,8 @@ class Trainer:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         torch.manual_seed(job.seed)
         self.network = build_network(job.model, self.contract).to(device)
+        self.ranker = self.network if isinstance(self.network, Ranker) else None
+        self.judged = None if self.ranker else self.contract.label
         self.parameters = list(self.network.parameters())
         self.parallel = wrap(self.network, device)
         self.optimizer = make_optimizer(self.train, self.network)
@@ -134,7 +136,7 @@ class Trainer:
             for c in self.contract.columns
         }
         self.network.eval()
-        _, loss = self._forward(self.parallel, tensors)
+        _, loss = self._forward(self.parallel, tensors, (1,))
         loss.backward(torch.zeros_like(loss))  # type: ignore[no-untyped-call]
         self.network.zero_grad()
         generators.put_back(drawn_from, self.device)
@@ -148,7 +150,7 @@ class Trainer:
         self._interrupted = None
         started = time.perf_counter() - seconds_before
         loader_seconds = dict(self.loader.times.seconds)
-        tally = Tally(self.job.snapshot, self.contract.label, self.device, before=before)
+        tally = Tally(self.job.snapshot, self.judged, self.device, before=before)
         progress = _ProgressFile(self.job.progress_path, epoch, len(self.loader)) if self.rank == 0 else None
         self.parallel.train()
         self.clock.start(epoch, self.loader.step)
@@ -174,7 +176,7 @@ class Trainer:
         sums, seconds = tally.reduced(), time.perf_counter() - started
         tally.receipt.compare(sums.rows, sums.row_id_sum, epoch=epoch)
         ranks = self._all_times({k: v - loader_seconds[k] for k, v in self.loader.times.seconds.items()})
-        metrics = sums.metrics(self.contract.label) | self._validate()
+        metrics = sums.metrics(self.judged) | self._validate()
         if bad := [name for name, value in {"loss": sums.loss, **metrics}.items() if not math.isfinite(value)]:
             raise TrainingError(
                 f"epoch {epoch + 1}: wanted a finite {bad[0]}, seen none; lower train.lr, now {self.train.lr:g}, or set "
@@ -218,7 +220,7 @@ class Trainer:
         if not batch.rows:
             self.network.eval()  # batch statistics of the row of zeros must not be kept
         self.clock.enter("forward")
-        outputs, loss = self._forward(self.parallel, tensors)
+        outputs, loss = self._forward(self.parallel, tensors, batch.lane_rows)
         for parameter in self.parameters:
             parameter.grad = None  # as Optimizer.zero_grad does, without its profiling
         self.clock.enter("backward")
@@ -250,12 +252,17 @@ class Trainer:
         """What the reading thread does for a CPU; the forward pass then finds the pixels scaled."""
         return tensors | {c.name: scaled(c, tensors[c.name]) for c in self.contract.inputs}
 
-    def _forward(self, network: nn.Module, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _forward(
+        self, network: nn.Module, tensors: dict[str, Tensor], lane_rows: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
         """Outputs of shape (B, K) and the sum of the rows' losses, shape ()."""
+        inputs = [scaled(column, tensors[column.name]) for column in self.contract.inputs]
         amp = self.train.amp and self.device.type == "cuda"
         with torch.autocast("cuda", dtype=torch.bfloat16) if amp else nullcontext():
-            outputs = network(*[scaled(column, tensors[column.name]) for column in self.contract.inputs])
+            outputs = network(*inputs)
         outputs = outputs.float() if outputs.dtype == torch.bfloat16 else outputs
+        if self.ranker:
+            return outputs, self.ranker.summed_loss(outputs, inputs, lane_rows)
         return outputs, summed_loss(outputs, tensors["label"], self.contract.label, weights=self.class_weights)
 
     @torch.no_grad()
@@ -263,18 +270,18 @@ class Trainer:
         snapshot = self.job.validation
         if snapshot is None:
             return {}
-        measures = Measures(self.contract.label, self.device)
-        tally = Tally(snapshot, self.contract.label, self.device, measures=measures)
+        measures = Measures(self.judged, self.device) if self.judged else None
+        tally = Tally(snapshot, self.judged, self.device, measures=measures)
         self.network.eval()
         with self._loader(snapshot, epochs=1, shuffle=False) as loader:
             for batch in loader:
                 self.clock.enter("other")
                 if batch.rows:
                     tensors = self._on_device(batch)
-                    tally.add(batch, tensors["label"], *self._forward(self.network, tensors))
+                    tally.add(batch, tensors["label"], *self._forward(self.network, tensors, batch.lane_rows))
         sums = tally.reduced()
         tally.receipt.compare(sums.rows, sums.row_id_sum, epoch=0)
-        values = {"loss": sums.mean_loss(), **sums.metrics(self.contract.label), **measures.reduced()}
+        values = {"loss": sums.mean_loss(), **sums.metrics(self.judged), **(measures.reduced() if measures else {})}
         return {f"validation_{name}": value for name, value in values.items()}
 
     def _loader(self, snapshot: Snapshot, *, epochs: int, shuffle: bool = True) -> LaneLoader:

@@ -33,8 +33,10 @@ class Sums(BaseModel):
         """The mean loss of a row."""
         return self.loss / max(self.rows, 1)
 
-    def metrics(self, spec: LabelSpec) -> dict[str, float]:
-        """Accuracy, the Hamming loss of several classes a row, or RMSE of a number."""
+    def metrics(self, spec: LabelSpec | None) -> dict[str, float]:
+        """Accuracy, the Hamming loss of several classes a row, or RMSE of a number; none where outputs say nothing of it."""
+        if spec is None:
+            return {}
         mean = self.score / max(self.rows, 1)
         if spec.is_number:
             return {"rmse": mean**0.5}
@@ -46,7 +48,7 @@ class Tally:
 
     Args:
         snapshot: What the epoch reads.
-        spec: What the label means.
+        spec: What the label means; None where outputs say nothing of it.
         device: Where the rank computes.
         before: What all ranks together had when the epoch was interrupted; one rank takes it over.
         measures: Are given the rows as well, where there are any.
@@ -55,7 +57,7 @@ class Tally:
     def __init__(
         self,
         snapshot: Snapshot,
-        spec: LabelSpec,
+        spec: LabelSpec | None,
         device: torch.device,
         *,
         before: Sums | None = None,
@@ -97,6 +99,7 @@ class Tally:
         self._waiting, self._waiting_elements = [], 0
         self._sums[0] += torch.stack(losses).sum(dtype=torch.float64)
         all_outputs, all_labels = torch.cat(outputs), torch.cat(labels)
-        self._sums[1] += row_scores(all_outputs, all_labels, self._spec).sum(dtype=torch.float64)
+        if self._spec:
+            self._sums[1] += row_scores(all_outputs, all_labels, self._spec).sum(dtype=torch.float64)
         if self._measures:
             self._measures.add(all_outputs, all_labels)

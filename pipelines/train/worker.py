@@ -136,7 +136,8 @@ def _device(job: TrainJob, local_world: int) -> torch.device:
 def _log_model(job: TrainJob, trainer: Trainer) -> tuple[str, int]:
     os.environ["MLFLOW_TRACKING_URI"] = job.tracking_uri
     served = Served(trainer.network, trainer.contract).cpu().eval()
-    bundle = Bundle(name=job.model.network, kind="torch", fitted=job.fitted, contract=trainer.contract)
+    gives: Literal["prediction", "affinity"] = "affinity" if trainer.ranker else "prediction"
+    bundle = Bundle(name=job.model.network, kind="torch", gives=gives, fitted=job.fitted, contract=trainer.contract)
     return tracking.log_torch(
         served, job.model.network, job.run_id, examples=example_inputs(trainer.contract), bundle=bundle
     )

@@ -10,7 +10,7 @@ from pyspark.ml import Model
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from pipelines.assemble import VECTOR, assemble
+from pipelines.assemble import assemble, assembled
 from pipelines.classic import checkpoints, fit, make_estimator, read_by, rows_to_fit, without_summary
 from pipelines.clusters import measure_clusters
 from pipelines.config import Config
@@ -35,7 +35,9 @@ def objective(given: Given, wanted: Estimator, train: Snapshot, validation: Snap
     spark, contract, name = get_session(config), read_by(wanted, train.contract), wanted.estimator
     keep = [column.name for column in contract.columns if column.kind in ("row_id", "label")]
     tables = [
-        None if table is None else assemble(read_table(spark, table), contract, estimator=name).select(*keep, VECTOR)
+        None
+        if table is None
+        else assemble(read_table(spark, table), contract, estimator=name).select(*keep, *assembled(name))
         for table in (train, validation)
     ]
     assert tables[0] is not None
@@ -61,18 +63,19 @@ def _mean(attempt: Attempt, pairs: list[Pair], wanted: Estimator, contract: Cont
     estimator = make_estimator(wanted, contract, seed=config.seed, is_weighted=bool(weights))
     for place, pair in enumerate(pairs, 1):
         model = without_summary(fit(estimator, rows_to_fit(wanted, pair.fit, pair.measure, weights)))
-        total += _measured(model, pair.measure, contract.label, wanted.estimator, config.tune_metric)
+        total += _measured(model, pair.measure, contract.label, wanted, config.tune_metric)
         attempt.report(place, total / place, is_last=place == len(pairs))
         if attempt.is_pruned:
             raise Pruned
     return total / len(pairs)
 
 
-def _measured(model: Model, rows: DataFrame, label: LabelSpec, name: str, metric: str) -> float:
+def _measured(model: Model, rows: DataFrame, label: LabelSpec, wanted: Estimator, metric: str) -> float:
+    name = wanted.estimator
     if label.kind == "none":
         measured = measure_clusters(model, rows)
     else:
-        scored = answers(model.transform(rows), label, keep=["row_id", "label"])
+        scored = answers(model.transform(rows), label, name, gives=wanted.gives, keep=["row_id", "label"])
         scored = scored.withColumns({"candidate": F.lit(name), "split": F.lit("validation")})
         measured = measure(scored, label)[name, "validation"].metrics
     if metric not in measured:

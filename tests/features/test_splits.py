@@ -67,6 +67,9 @@ def test_days_and_moments_in_utc(spark: SparkSession, workload: Workload) -> Non
         ("{time: {column: day, boundaries: {test: 2024-06-01 12:00:00}}}", "wanted days for the date 'day'"),
         ("{time: {column: day, boundaries: {test: 2024-06-01}}, hash: {}}", "seen hash and time"),
         ("{entity: [customer]}", "wanted it in hash.by"),
+        ("{last: {by: custmer, order: day}}", "did you mean 'customer'"),
+        ("{last: {by: customer, order: day}, validation: {share: 0.1}}", "a validation split is given already"),
+        ("{last: {by: customer, order: day}, entity: [customer]}", "each entity stands in every split"),
         ("{time: {column: day, boundaries: {test: 2024-06-01}}, entity: [custmer]}", "did you mean 'customer'"),
     ],
 )
@@ -74,6 +77,28 @@ def test_splits_that_cannot_be_are_refused(workload: Workload, split: str, part:
     with pytest.raises(ConfigError) as caught:
         load_config(timed(workload), (f"split={split}",))
     assert part in str(caught.value)
+
+
+LAST = {"last": {"by": "customer", "order": "day", "test": 2, "validation": 1}}
+VISIT = st.tuples(
+    st.one_of(st.none(), st.integers(0, 5)), st.one_of(st.none(), st.dates(date(2024, 1, 1), date(2024, 1, 9)))
+)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(visits=st.lists(VISIT, min_size=1, max_size=60))
+def test_the_last_rows_of_each_entity(spark: SparkSession, workload: Workload, visits: list[Any]) -> None:
+    """Ties by the row's id; a row without a day comes first, and one without an entity trains."""
+    config = load_config(timed(workload), (f"split={LAST}",))
+    numbered = [(number, *visit) for number, visit in enumerate(visits)]
+    rows = spark.createDataFrame(numbered, "row_id long, customer int, day date").repartition(3)
+    found = {row["row_id"]: row["_split"] for row in with_split(rows, config).collect()}
+    wanted = dict.fromkeys(range(len(visits)), "train")
+    for customer in {c for c, _ in visits if c is not None}:
+        mine = sorted((day or date.min, number) for number, c, day in numbered if c == customer)
+        if len(mine) > 3:
+            wanted |= {number: "validation" for _, number in mine[-3:-2]} | {number: "test" for _, number in mine[-2:]}
+    assert found == wanted
 
 
 MOMENT = st.datetimes(datetime(2024, 4, 1), datetime(2024, 7, 1))

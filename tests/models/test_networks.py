@@ -10,7 +10,7 @@ from pipelines.lake import Column, Contract, LabelSpec
 from pipelines.models.build import Served, build_network, row_scores, summed_loss
 from pipelines.models.inputs import InputLayer, scaled
 from pipelines.train.worker import example_inputs
-from tests.tables import BINARY, DENSE, IDS, IMAGE, SEQUENCE, SPARSE, contract_of
+from tests.tables import BINARY, DENSE, IDS, IMAGE, SEQUENCE, SPARSE, contract_of, rated
 
 MULTI = LabelSpec(kind="multiclass", column="y", classes=("a", "b", "c"))
 REAL = LabelSpec(kind="real", column="y", mean=10.0, std=4.0)
@@ -133,7 +133,50 @@ def test_images_are_scaled_in_torch() -> None:
     assert scaled(IMAGE, floats) is floats and scaled(DENSE, pixels) is pixels
 
 
+@pytest.mark.parametrize("temperature", [None, 0.2])
+def test_two_towers_tell_a_rows_item_from_those_of_its_lane(temperature: float | None) -> None:
+    """The loss by its formula, row by row."""
+    torch.manual_seed(0)
+    contract = rated()
+    network = build_network(Model(network="tests.networks:DoubleTowers", temperature=temperature), contract)
+    users, items = torch.randint(0, 7, (9, 1)), torch.tensor([[1], [2], [1], [3], [4], [8], [0], [5], [8]])
+    outputs = network(users, items)
+    user, item = outputs[:, 1:5], outputs[:, 5:]
+    torch.testing.assert_close(outputs[:, 0], (user * item).sum(1))
+    counts = torch.tensor(contract.recommended.item_counts).double().clamp(min=1)  # type: ignore[union-attr]
+    share = counts / counts.sum()
+    wanted = torch.zeros((), dtype=torch.float64)
+    for lane in (range(4), range(4, 9)):
+        for i in lane:
+            among = [j for j in lane if j == i or items[j] != items[i]]
+            corrected = torch.stack([torch.exp(user[i] @ item[j]) / share[items[j, 0]] for j in among])
+            wanted -= torch.log(corrected[among.index(i)] / corrected.sum())
+    torch.testing.assert_close(network.summed_loss(outputs, [users, items], (4, 0, 5)), wanted)
+
+
+def test_two_towers_take_other_inputs_and_serve_affinities_and_vectors() -> None:
+    contract = rated(DENSE, *SPARSE)
+    model = Model.model_validate({"network": "two_tower", "width": 3, "user": ["dense"], "item": ["words"]})
+    network = build_network(model, contract)
+    tensors = random_inputs(contract, 5)
+    served = Served(network, contract).eval()
+    outputs = served(*tensors)
+    assert outputs.shape == (5, 7)
+    examples = tuple(torch.from_numpy(array) for array in example_inputs(contract).values())
+    exported = torch.export.export(served, examples, dynamic_shapes=[{0: torch.export.Dim.AUTO} for _ in examples])
+    torch.testing.assert_close(exported.module()(*tensors), outputs)
+    other = [*tensors[:2], tensors[2] + 1, *tensors[3:]]
+    moved = served(*other)
+    assert not torch.equal(moved[:, 1:4], outputs[:, 1:4]) and torch.equal(moved[:, 4:], outputs[:, 4:])
+
+
 def test_impossible_networks_are_refused() -> None:
+    with pytest.raises(ConfigError, match="two_tower: wanted the section `recommend`"):
+        build_network(Model(network="two_tower"), contract_of(IDS))
+    with pytest.raises(ConfigError, match="wanted an input among user, item, seen 'age'"):
+        build_network(Model.model_validate({"network": "two_tower", "user": ["age"]}), rated())
+    with pytest.raises(ConfigError, match=r"wanted an input in one tower, seen \['item'\] in both"):
+        build_network(Model.model_validate({"network": "two_tower", "user": ["item"]}), rated())
     with pytest.raises(ConfigError, match="cnn takes one image input, seen"):
         build_network(Model(network="cnn"), contract_of(DENSE))
     with pytest.raises(ConfigError, match="dlrm takes numbers and ids, seen"):

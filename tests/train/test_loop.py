@@ -20,7 +20,7 @@ from pipelines.train import checkpoint, loop
 from pipelines.train.job import EpochResult, TrainJob
 from pipelines.train.loop import Trainer
 from tests.ranks import run_ranks
-from tests.tables import DENSE, IMAGE, contract_of, feature_table
+from tests.tables import DENSE, IMAGE, contract_of, feature_table, rated
 
 Trained = tuple[dict[str, Any], list[EpochResult]]
 REAL = LabelSpec(kind="real", column="y", mean=0.5, std=2.0)
@@ -74,6 +74,22 @@ def test_any_number_of_ranks_trains_the_same_network(tmp_path: Path, snapshot: S
     for world in (2, 3, 5):
         for trained in run_ranks(world, train, job_of(tmp_path / str(world), snapshot)):
             assert_trained_alike(trained, (alone, epochs), atol=1e-14, loss_atol=1e-13)
+
+
+@pytest.mark.parametrize("lanes", [6, 12])
+def test_two_towers_learn_from_the_same_negatives_at_any_number_of_ranks(tmp_path: Path, lanes: int) -> None:
+    """In float64; a lane's rows are each other's negatives, wherever the lane is."""
+    table = feature_table(tmp_path / "t", [61, 40, 2], rated())
+    network = {"network": "tests.networks:DoubleTowers"}
+
+    def job(folder: str) -> TrainJob:
+        return job_of(tmp_path / folder, table, network=network, lanes=lanes, batch_size=48)
+
+    alone = run_ranks(1, train, job("1"))[0]
+    assert alone[1][0].metrics == {}, "affinities are no ratings"
+    for world in (2, 3, 5):
+        for trained in run_ranks(world, train, job(str(world))):
+            assert_trained_alike(trained, alone, atol=1e-14, loss_atol=1e-13)
 
 
 def test_weights_of_classes_are_the_same_at_any_number_of_ranks(tmp_path: Path, snapshot: Snapshot) -> None:
