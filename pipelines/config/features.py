@@ -14,6 +14,7 @@ SCALERS = ("standardize", "robust_scale", "min_max")
 INDEXERS = ("vocabulary", "hash")
 ENCODERS = ("frequency", "target")
 DATES = ("date", "age")
+ORIGINS = (*DATES, "ratio")  # what makes numbers of columns, in front of all other steps
 WHOLE = ("image", "vector", "sparse")  # steps that take one column as it is
 LISTS = ("bag", "sequence")  # what a list becomes
 SVD_NUMBERS = 1 << 20  # of singular vectors, which the fitted transform's JSON holds
@@ -54,7 +55,7 @@ class Input(Section):
             if [name == "cross" for name in categories] not in ([False], [True, False]):
                 raise ValueError(f"steps: wanted one step that reads values, behind 'cross' or alone, seen {names}")
             return self
-        names = self._behind_dates(names)
+        names = self._behind_origin(names)
         for group in (IMPUTERS, SCALERS, ("bucketize",)):
             seen = [name for name in names if name in group]
             if len(seen) > 1:
@@ -96,20 +97,20 @@ class Input(Section):
             raise ValueError(f"steps: svd: wanted at most {size} components, seen {last.svd.components}")
         return self
 
-    def _behind_dates(self, names: list[str]) -> list[str]:
-        """The steps of the numbers that dates become, or all steps."""
-        if not set(names) & set(DATES):
+    def _behind_origin(self, names: list[str]) -> list[str]:
+        """The steps of the numbers that columns become, or all steps."""
+        if not set(names) & set(ORIGINS):
             return names
-        if names[0] not in DATES or set(names[1:]) & set(DATES):
-            raise ValueError(f"steps: one of {' and '.join(DATES)} comes first, seen {names}")
-        if self.dates and self.dates.date and self.dates.date.cyclic and len(names) > 1:
+        if names[0] not in ORIGINS or set(names[1:]) & set(ORIGINS):
+            raise ValueError(f"steps: one of {', '.join(ORIGINS)} comes first, seen {names}")
+        if self.origin and self.origin.date and self.origin.date.cyclic and len(names) > 1:
             raise ValueError(f"steps: a cyclic 'date' stands alone, seen {names}")
         return names[1:]
 
     @property
-    def dates(self) -> Step | None:
-        """The step that makes numbers of dates, where there is one."""
-        return self.steps[0] if self.steps and self.steps[0].name in DATES else None
+    def origin(self) -> Step | None:
+        """The step that makes numbers of dates, or of two columns, where there is one."""
+        return self.steps[0] if self.steps and self.steps[0].name in ORIGINS else None
 
     @property
     def whole(self) -> Step | None:
@@ -254,5 +255,5 @@ class Features(Section):
     def sources(self) -> list[str]:
         """The columns of the source that the inputs read, each once."""
         found = [column for group in self.inputs.values() for column in (*group.columns, *group.weights)]
-        ages = [group.dates.age for group in self.inputs.values() if group.dates]
-        return list(dict.fromkeys([*found, *(age.against for age in ages if age)]))
+        others = [step.other for group in self.inputs.values() for step in group.steps if step.other]
+        return list(dict.fromkeys([*found, *others]))

@@ -123,6 +123,12 @@ class Age(Section):
     against: Name = Field(description="The other column.")
 
 
+class Ratio(Section):
+    """A number becomes its quotient by another column, missing where either is, or where that is 0."""
+
+    by: Name = Field(description="The other column.")
+
+
 class Image(Section):
     """One uint8 image a row, stored as fixed-length binary and scaled in torch."""
 
@@ -256,6 +262,7 @@ class Step(Section):
     target: Target | None = Field(default=None, description="To the label's mean, out of fold in training.")
     date: Date | None = Field(default=None, description="Dates to numbers, by their parts.")
     age: Age | None = Field(default=None, description="Dates to the days since another date.")
+    ratio: Ratio | None = Field(default=None, description="Numbers to their quotients by another column.")
     image: Image | None = Field(default=None, description="Images as fixed-length bytes.")
     vector: Vector | None = Field(default=None, description="Vectors of fixed width.")
     pca: Pca | None = Field(default=None, description="Vectors to principal components.")
@@ -275,6 +282,11 @@ class Step(Section):
         if len(self.model_fields_set) != 1:
             raise ValueError(f"wanted one step, seen {sorted(self.model_fields_set) or 'none'}")
         return self
+
+    @property
+    def other(self) -> str | None:
+        """The column that it reads beside the input's own, where there is one."""
+        return self.age.against if self.age else self.ratio.by if self.ratio else None
 
     @property
     def name(self) -> str:

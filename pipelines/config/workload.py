@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from pipelines.config import catalog
 from pipelines.config.base import Name, Natural, Positive, Section, Strings, known_name
 from pipelines.config.data import NUMERIC, Source
-from pipelines.config.features import LIST_TYPES, Features, Input, Label
+from pipelines.config.features import DATES, LIST_TYPES, Features, Input, Label
 from pipelines.config.learning import Estimator, Model, Train
 from pipelines.config.mining import Mine, check_mine
 from pipelines.config.recommend import RANKED, Recommend
@@ -163,7 +163,7 @@ class Config(Section):
             self._check_label(label)
         columns = list(self.source.ingested)
         for name, group in self.features.inputs.items():
-            against = [step.age.against for step in group.steps if step.age]
+            others = [step.other for step in group.steps if step.other]
             for column in group.weights:
                 known_name(f"features.inputs.{name}.steps: bag: weights: a column of the schema", column, columns)
                 if not re.match(r"array<(?!string)", self.source.ingested[column]):
@@ -171,7 +171,7 @@ class Config(Section):
                         f"features.inputs.{name}.steps: bag: weights: column {column!r}: wanted a list of numbers, seen "
                         f"{self.source.ingested[column]}"
                     )
-            for column in (*group.columns, *against):
+            for column in (*group.columns, *others):
                 known_name(f"features.inputs.{name}.columns: a column of the schema", column, columns)
                 if label and column in label.columns:
                     raise ValueError(f"features.inputs.{name}.columns: wanted inputs, seen the label {column!r}")
@@ -219,7 +219,7 @@ class Config(Section):
             wanted = ("int", "bigint", "boolean", "string", "date")
         elif step_names == ["missing_indicator"]:
             wanted = (*NUMERIC, "boolean", "string", "date", "timestamp", "binary")
-        elif group.dates:
+        elif group.origin and group.origin.name in DATES:
             wanted = ("date", "timestamp")
         elif group.kind == "image":
             wanted = ("binary",)

@@ -33,6 +33,7 @@ from pipelines.features.fitted import (
     FittedVector,
     Log1p,
     NumberStep,
+    Ratio,
     Scale,
     SignedLog,
     Whole,
@@ -118,18 +119,21 @@ def pad_sparse(rows: DataFrame, widths: dict[str, int]) -> DataFrame:
     return rows
 
 
-def number(column: str, of_date: DatePart | DaysSince | None = None) -> Column:
-    """A number in double precision, or that of a date; null where it is missing or NaN."""
-    match of_date:
+def number(column: str, origin: DatePart | DaysSince | Ratio | None = None) -> Column:
+    """A number in double precision, or that of a date or of two columns; null where it is missing or NaN."""
+    match origin:
         case DatePart(part=part, wave=wave):
             value = _PARTS[part](F.col(column)).cast("double")
             if wave is None:
                 return value
-            angle = value * F.lit(2 * math.pi / of_date.period)
+            angle = value * F.lit(2 * math.pi / origin.period)
             return F.sin(angle) if wave == "sin" else F.cos(angle)
         case DaysSince(other=other):
             micros = [F.unix_micros(F.col(name).cast("timestamp")) for name in (column, other)]
             return (micros[0] - micros[1]).cast("double") / F.lit(DAY_MICROS)
+        case Ratio(other=other):
+            quotient = F.try_divide(number(column), number(other))
+            return F.nanvl(quotient, F.lit(None).cast("double"))
         case None:
             return F.nanvl(F.col(column).cast("double"), F.lit(None).cast("double"))
 
@@ -192,7 +196,7 @@ def _is_missing(rows: DataFrame, column: str) -> Column:
 
 def _bucket(column: FittedNumber) -> Column:
     splits = column.splits or ()
-    value = stepped_column(column.steps, number(column.column, column.of_date))
+    value = stepped_column(column.steps, number(column.column, column.origin))
     index = F.lit(0)
     for split in splits:
         index = index + (value >= F.lit(split)).cast("int")
@@ -354,7 +358,7 @@ def _place(rows: DataFrame, column: FittedColumn, joined: str) -> Column:
     """The value of one place of an input."""
     match column:
         case FittedNumber(splits=None):
-            return stepped_column(column.steps, number(column.column, column.of_date))
+            return stepped_column(column.steps, number(column.column, column.origin))
         case FittedNumber():
             return _bucket(column)
         case FittedIndicator():

@@ -31,6 +31,7 @@ from pipelines.features.fitted import (
     FittedInput,
     FittedNumber,
     Floats,
+    Ratio,
     stepped_array,
 )
 from pipelines.features.lookups import reader_of, text_of
@@ -107,39 +108,44 @@ def _text(rows: Rows, names: str | tuple[str, ...]) -> pa.Array:
 
 
 def _number(rows: Rows, column: FittedNumber) -> npt.NDArray[Any]:
-    values = stepped_array(column.steps, _of_date(rows, column) if column.of_date else _plain(rows, column))
+    values = stepped_array(column.steps, _number_of(rows, column))
     if column.splits is None:
         return values
     buckets = np.searchsorted(np.array(column.splits), values, side="right")
     return np.where(np.isnan(values), len(column.splits) + 1, buckets)
 
 
-def _plain(rows: Rows, column: FittedNumber) -> Floats:
+def _plain(rows: Rows, name: str) -> Floats:
     """A column of numbers, NaN where it is missing."""
-    array = column_of(rows, column.column)
+    array = column_of(rows, name)
     if pa.types.is_boolean(array.type):
         array = array.cast(pa.uint8())
     if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type) or pa.types.is_null(array.type)):
-        raise DataError(f"features: column {column.column!r}: wanted numbers, seen {array.type}")
+        raise DataError(f"features: column {name!r}: wanted numbers, seen {array.type}")
     if pa.types.is_null(array.type):
         array = array.cast(pa.float64())
     return _float(array)
 
 
-def _of_date(rows: Rows, column: FittedNumber) -> Floats:
-    """A number made of dates, NaN where one is missing."""
-    match column.of_date:
+def _number_of(rows: Rows, column: FittedNumber) -> Floats:
+    """A column of numbers, or what is made of dates or two columns; NaN where it is missing."""
+    match column.origin:
         case DatePart(part=part, wave=wave):
             values = _float(_PARTS[part](_timestamps(rows, column.column)))
             if wave is None:
                 return values
-            angle: Floats = values * (2 * math.pi / column.of_date.period)
+            angle: Floats = values * (2 * math.pi / column.origin.period)
             turned: Floats = np.sin(angle) if wave == "sin" else np.cos(angle)
             return turned
         case DaysSince(other=other):
             micros = [_timestamps(rows, name).cast(pa.int64()) for name in (column.column, other)]
             return _float(pc.subtract(*micros)) / DAY_MICROS
-    raise AssertionError(column.of_date)
+        case Ratio(other=other):
+            top, bottom = _plain(rows, column.column), _plain(rows, other)
+            with np.errstate(over="ignore", invalid="ignore"):
+                return np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom != 0)
+        case None:
+            return _plain(rows, column.column)
 
 
 def _timestamps(rows: Rows, name: str) -> pa.Array:

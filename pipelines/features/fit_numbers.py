@@ -20,6 +20,7 @@ from pipelines.features.fitted import (
     FittedNumber,
     Log1p,
     NumberStep,
+    Ratio,
     Scale,
     SignedLog,
     stepped_array,
@@ -34,18 +35,20 @@ Asking = Generator[dict[str, Column], Stats, FittedNumber]
 
 
 def number_places(group: Input) -> list[FittedNumber]:
-    """The numbers of an input, not fitted yet: a column each, or what is made of its dates."""
+    """The numbers of an input, not fitted yet: a column each, or what is made of them."""
     found: list[FittedNumber] = []
     for column in group.columns:
-        if group.dates is None:
+        if group.origin is None:
             found.append(FittedNumber(column=column))
-        elif group.dates.age:
-            found.append(FittedNumber(column=column, of_date=DaysSince(other=group.dates.age.against)))
-        elif group.dates.date:
-            waves: tuple[Literal["sin", "cos"] | None, ...] = ("sin", "cos") if group.dates.date.cyclic else (None,)
+        elif group.origin.age:
+            found.append(FittedNumber(column=column, origin=DaysSince(other=group.origin.age.against)))
+        elif group.origin.ratio:
+            found.append(FittedNumber(column=column, origin=Ratio(other=group.origin.ratio.by)))
+        elif group.origin.date:
+            waves: tuple[Literal["sin", "cos"] | None, ...] = ("sin", "cos") if group.origin.date.cyclic else (None,)
             found += [
-                FittedNumber(column=column, of_date=DatePart(part=part, wave=wave))
-                for part in group.dates.date.parts
+                FittedNumber(column=column, origin=DatePart(part=part, wave=wave))
+                for part in group.origin.date.parts
                 for wave in waves
             ]
     return found
@@ -67,7 +70,7 @@ def fit_number(where: str, place: FittedNumber, group: Input, notes: list[str]) 
     Raises:
         DataError: No value is present, or some are missing and no imputer is declared.
     """
-    value, shares = in_train(number(place.column, place.of_date)), _shares(group.steps)
+    value, shares = in_train(number(place.column, place.origin)), _shares(group.steps)
     names = [step.name for step in group.steps]
     before = _known(group.steps[: names.index("standardize")]) if "standardize" in names else None
     seen = dict((yield _statistics(value, names, shares) | (_moments(value, before) if before is not None else {})))
@@ -171,7 +174,7 @@ def _fill(where: str, group: Input, seen: Stats, quantile: Mapping[float, float]
         return Fill(value=seen["mean"])
     if "bucketize" in names:
         return None
-    if group.dates and group.dates.date and group.dates.date.cyclic:
+    if group.origin and group.origin.date and group.origin.date.cyclic:
         return Fill(value=0.0)
     if seen["missing"]:
         raise DataError(

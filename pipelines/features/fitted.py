@@ -84,6 +84,13 @@ class DaysSince(_Frozen):
     other: str
 
 
+class Ratio(_Frozen):
+    """The quotient by another column; missing where that is 0."""
+
+    reads: Literal["ratio"] = "ratio"
+    other: str
+
+
 CYCLES = {
     "quarter": 4,
     "month": 12,
@@ -102,25 +109,27 @@ class FittedNumber(_Frozen):
     NaN counts as missing.
 
     Attributes:
-        of_date: What number is made of a date; None where the column is a number.
+        origin: What number is made of the column; None where it is taken as it is.
         steps: What is done, in order; a number that is no bucket has a Fill among them.
         splits: For ids, rising boundaries; bucket i holds [splits[i-1], splits[i]), missing is the last bucket.
     """
 
     kind: Literal["number"] = "number"
     column: str
-    of_date: Annotated[DatePart | DaysSince, Field(discriminator="reads")] | None = None
+    origin: Annotated[DatePart | DaysSince | Ratio, Field(discriminator="reads")] | None = None
     steps: tuple[NumberStep, ...] = ()
     splits: tuple[float, ...] | None = None
 
     @property
     def name(self) -> str:
         """Names its place in the input."""
-        match self.of_date:
+        match self.origin:
             case DatePart(part=part, wave=wave):
                 return f"{self.column} {part}" + (f" {wave}" if wave else "")
             case DaysSince(other=other):
                 return f"{self.column} since {other}"
+            case Ratio(other=other):
+                return f"{self.column} per {other}"
             case None:
                 return self.column
 

@@ -71,6 +71,8 @@ EVERY_STEP = {
     "cycle": {"columns": ["at"], "steps": [{"date": {"parts": ["month", "day_of_week", "minute"], "cyclic": True}}]},
     "weekday": {"columns": ["day"], "steps": [{"date": {"parts": ["day_of_week"]}}, {"bucketize": {"splits": [6]}}]},
     "age": {"columns": ["at"], "steps": [{"age": {"against": "day"}}, "impute_mean", "signed_log"]},
+    "per": {"columns": ["a", "big"], "steps": [{"ratio": {"by": "i"}}, "impute_median", "signed_log", "standardize"]},
+    "per_bucket": {"columns": ["i"], "steps": [{"ratio": {"by": "a"}}, {"bucketize": {"quantiles": 4}}]},
     "missing": {"columns": ["a", "i", "color", "day"], "steps": ["missing_indicator"]},
     "ids": {"columns": ["color", "i", "flag", "day"], "steps": [{"vocabulary": {"min_count": 2}}]},
     "hashed": {"columns": ["color", "i", "flag", "day", "big"], "steps": [{"hash": {"buckets": 11}}]},
