@@ -20,7 +20,7 @@ from scipy.spatial.distance import jensenshannon
 
 from pipelines.lake.contract import Frozen
 
-SAMPLE_BYTES = 256 << 20  # raw bytes that the sample looks at, at the least
+SAMPLE_BYTES = 64 << 20  # raw bytes that the sample looks at, at the least
 TOP = 50  # most frequent values that a card keeps
 COLUMNS_AT_ONCE = 40  # columns of one aggregation; each column is read once
 _GRID = np.linspace(0, 1, 101)
