@@ -29,9 +29,9 @@ def train(job: TrainJob) -> tuple[dict[str, Any], list[EpochResult], list[int]]:
     forward = trainer._forward
     per_row_s = 0.005 if dist.get_rank() == 1 else 0.001
 
-    def slow(network: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    def slow(network: Any, tensors: dict[str, torch.Tensor], lane_rows: tuple[int, ...]) -> Any:
         time.sleep(per_row_s * len(tensors["label"]))
-        return forward(network, tensors)
+        return forward(network, tensors, lane_rows)
 
     trainer._forward = slow  # type: ignore[method-assign]
     trainer.run(lambda _: None)
