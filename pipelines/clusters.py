@@ -13,7 +13,6 @@ from pyspark.ml.evaluation import ClusteringEvaluator
 from pyspark.ml.functions import vector_to_array
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from pyspark.storagelevel import StorageLevel
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
@@ -21,6 +20,7 @@ from pipelines.assemble import VECTOR
 from pipelines.bootstrap import Floats
 from pipelines.features.fitted import Bundle, FittedList, FittedVector
 from pipelines.importances import Feature, column_names, place_names, values_of
+from pipelines.tables import kept
 
 MOST = 10  # features of a cluster
 _SPOKEN, _SPOKEN_FEATURES = 12, 4  # clusters of a line, and features of each
@@ -154,8 +154,7 @@ def measure_clusters(model: Transformer, rows: DataFrame) -> dict[str, float]:
         rows: Assembled.
     """
     scored = with_prediction(model.transform(rows)).where("prediction IS NOT NULL")
-    scored = scored.select("prediction", VECTOR).persist(StorageLevel.MEMORY_AND_DISK)
-    try:
+    with kept(scored.select("prediction", VECTOR)) as scored:
         found = {}
         if scored.select("prediction").distinct().limit(2).count() == 2:
             distance = "cosine" if isinstance(model, LDAModel) else "squaredEuclidean"
@@ -168,8 +167,6 @@ def measure_clusters(model: Transformer, rows: DataFrame) -> dict[str, float]:
                 _log_density(model), "value double"
             )
             found["log_likelihood"] = values.agg(F.avg("value")).collect()[0][0]
-    finally:
-        scored.unpersist()
     return {name: float(value) for name, value in found.items() if value is not None and np.isfinite(value)}
 
 

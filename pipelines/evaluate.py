@@ -29,7 +29,7 @@ from pipelines.ranking import Ranking, rank_all
 from pipelines.score import Loaded, loaded, measure_speed, predict
 from pipelines.session import get_session, spark_progress
 from pipelines.stage import Given, Made
-from pipelines.tables import read_table, write_table
+from pipelines.tables import kept, read_table, write_table
 from pipelines.tracking import ModelRef, Registered, Run
 
 CHAMPION = "champion"
@@ -144,8 +144,7 @@ def _score_all(
             model = models[name] = until_written.enter_context(loaded(ref, scratch_path(config.workload)))
             its = model.bundle.fitted
             if its.digest not in features:
-                features[its.digest] = transform(rows, its, keep=keep).persist()
-                until_written.callback(features[its.digest].unpersist)
+                features[its.digest] = until_written.enter_context(kept(transform(rows, its, keep=keep)))
             part = predict(features[its.digest], model, keep=keep).withColumnRenamed("_split", "split")
             parts.append(part.withColumn("candidate", F.lit(name)))
         snapshot = write_table(reduce(DataFrame.unionByName, parts), path, what="evaluate: score")
@@ -168,7 +167,7 @@ def _score_all(
 def _measure_clusters(features: DataFrame, model: Loaded) -> dict[str, Metrics]:
     """Metrics of a clusterer by split."""
     rows = assemble(features, model.bundle.contract, estimator=model.bundle.name)
-    fitted = tracking.load_classic(model.path).stages[-1]
+    fitted = model.pipeline.stages[-1]
     splits = [row["_split"] for row in features.select("_split").distinct().collect()]
     return {split: measure_clusters(fitted, rows.where(F.col("_split") == split)) for split in splits}
 

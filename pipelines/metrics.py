@@ -258,13 +258,25 @@ def row_values(
         return np.empty(0), {}
     label = F.lit(0.0) if spec.kind == "multilabel" else F.col("label")  # whose metrics do not ask for it
     fewer = {"f1_macro": PAIRED_ROWS // max(1, len(spec.classes)) + 1, "concordance": DRAWN_PAIRS}
+    rows = scored.select("row_id", "candidate", label.alias("label"), _row_value(spec, metric).alias("value"))
+    return paired(rows, models, num_rows=fewer.get(metric, PAIRED_ROWS))
+
+
+def paired(rows: DataFrame, models: Sequence[str], *, num_rows: int = PAIRED_ROWS) -> tuple[Floats, dict[str, Floats]]:
+    """The labels of a number of rows, and the value of each model for the same ones; without a model that has none.
+
+    Args:
+        rows: With `row_id`, `candidate`, `label` and `value`.
+        models: The candidates wanted.
+        num_rows: At most so many.
+    """
     place = F.array_position(F.array(*map(F.lit, models)), F.col("candidate"))
-    rows = scored.select("row_id", place.alias("place"), label.alias("label"), _row_value(spec, metric).alias("value"))
-    places, labels, values = sampled(
-        rows.where("place > 0"), ["place", "label", "value"], times=len(models), num_rows=fewer.get(metric, PAIRED_ROWS)
-    )
+    of_models = rows.withColumn("place", place).where("place > 0")
+    columns = ["place", "label", "value"]
+    places, labels, values = sampled(of_models, columns, times=len(models), num_rows=num_rows)
     of_model = {name: values[places == number] for number, name in enumerate(models, start=1)}
-    return labels[places == 1], {name: found for name, found in of_model.items() if not np.isnan(found).any()}
+    found = {name: each for name, each in of_model.items() if len(each) and not np.isnan(each).any()}
+    return labels[places == places.min(initial=len(models))], found
 
 
 def _row_value(spec: LabelSpec, metric: str) -> Column:

@@ -5,7 +5,7 @@ a Delta table of its own, `mined/<name>`; only its first rows reach the driver, 
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import reduce
 from typing import Any
 
@@ -22,7 +22,7 @@ from pipelines.errors import DataError, one_line
 from pipelines.lake import Snapshot, table_path
 from pipelines.session import get_session, is_refusal, spark_progress
 from pipelines.stage import Given, Made
-from pipelines.tables import read_table
+from pipelines.tables import kept, read_table
 
 SHOWN_ROWS = 20
 Keep = Callable[[DataFrame], DataFrame]
@@ -44,12 +44,13 @@ def build(given: Given) -> Made:
     found, lines = {}, []
     for name, algorithm in config.mine.algorithms.items():
         if isinstance(algorithm, NearSets | NearVectors):
-            rows = _of_input(spark, tables, algorithm)
+            rows = _of_input(spark, tables, name, algorithm)
         else:
             rows = read_table(spark, raw)
-        with spark_progress(spark, f"mine: {name}"), _explained(name), _keeper() as keep:
-            for what, (table, order) in ALGORITHMS[name](rows, algorithm, keep).items():
-                found[what], shown = _keep(given, what, table, order)
+        with spark_progress(spark, f"mine: {name}"), _explained(name), ExitStack() as until_written:
+            findings = ALGORITHMS[name](rows, algorithm, lambda each: until_written.enter_context(kept(each)))
+            for what, (table, order) in findings.items():
+                found[what], shown = _write(given, what, table, order)
                 lines.append(f"{what}: {found[what]['rows']:,} rows in {found[what]['table']}")
                 lines += [f"  {one_line(str(row), limit=120)}" for row in shown[:3]]
     given.run.params({f"{name}.{k}": v for name, a in config.mine.algorithms.items() for k, v in a.params.items()})
@@ -57,13 +58,13 @@ def build(given: Given) -> Made:
     return Made(rows=raw.rows, result={"found": found}, outputs=[one["table"] for one in found.values()], lines=lines)
 
 
-def _keep(given: Given, what: str, table: DataFrame, order: tuple[Column, ...]) -> tuple[dict[str, Any], list[Any]]:
+def _write(given: Given, what: str, table: DataFrame, order: tuple[Column, ...]) -> tuple[dict[str, Any], list[Any]]:
     """Write a finding in one commit and show its first rows in MLflow."""
     path, seen = table_path(given.config.workload, f"mined/{what}"), Observation()
     counted = table.observe(seen, F.count(F.lit(1)).alias("rows"))
     counted.write.format("delta").mode("overwrite").option("overwriteSchema", "true").save(str(path))
-    kept = table.sparkSession.read.format("delta").load(str(path))
-    shown = [row.asDict(recursive=True) for row in kept.orderBy(*order).limit(SHOWN_ROWS).collect()]
+    written = table.sparkSession.read.format("delta").load(str(path))
+    shown = [row.asDict(recursive=True) for row in written.orderBy(*order).limit(SHOWN_ROWS).collect()]
     given.run.json(f"{what}.json", shown)
     return {"table": str(path), "rows": seen.get["rows"]}, shown
 
@@ -77,22 +78,6 @@ def _explained(name: str) -> Iterator[None]:
         if is_refusal(error):
             raise DataError(f"mine: {name}: MLlib refuses: {one_line(str(error), limit=300)}") from None
         raise
-
-
-@contextmanager
-def _keeper() -> Iterator[Keep]:
-    """Keeps rows in memory or on disk for the time of the body."""
-    kept: list[DataFrame] = []
-
-    def keep(rows: DataFrame) -> DataFrame:
-        kept.append(rows.persist())
-        return rows
-
-    try:
-        yield keep
-    finally:
-        for rows in kept:
-            rows.unpersist()
 
 
 def _sets(rows: DataFrame, wanted: FrequentSets, keep: Keep) -> Findings:
@@ -156,7 +141,7 @@ def _communities(rows: DataFrame, wanted: Communities, keep: Keep) -> Findings:
     return {"communities": (finder.assignClusters(edges), (F.col("cluster"), F.col("id")))}
 
 
-def _of_input(spark: SparkSession, tables: dict[str, Snapshot], wanted: NearSets | NearVectors) -> DataFrame:
+def _of_input(spark: SparkSession, tables: dict[str, Snapshot], name: str, wanted: NearSets | NearVectors) -> DataFrame:
     """Rows of all splits: `row_id`, `split`, and one input as a vector; sets without an id are near to none."""
     parts = []
     for split, snapshot in tables.items():
@@ -164,7 +149,7 @@ def _of_input(spark: SparkSession, tables: dict[str, Snapshot], wanted: NearSets
         rows = read_table(spark, snapshot)
         if isinstance(wanted, NearSets):
             rows = rows.where(F.exists(f"{wanted.input}_weights", lambda weight: weight != 0))
-        rows = assemble(rows, snapshot.contract.of_inputs([wanted.input]), estimator="LogisticRegression")
+        rows = assemble(rows, snapshot.contract.of_inputs([wanted.input]), estimator=name)
         parts.append(rows.select("row_id", F.lit(split).alias("split"), VECTOR))
     return reduce(DataFrame.unionByName, parts)
 

@@ -17,8 +17,8 @@ from pipelines.config import Config
 from pipelines.config.recommend import RANKED
 from pipelines.features.fitted import FittedFeatures
 from pipelines.lake import Recommended, scratch_path, table_path
-from pipelines.metrics import Metrics, sampled
-from pipelines.recommend import USER, USER_ID, Factors, choices, histories, items_in, top_k
+from pipelines.metrics import Metrics, paired
+from pipelines.recommend import USER, USER_ID, Factors, choices, histories, items_in, kept_factors, top_k
 from pipelines.score import Loaded, factors
 from pipelines.tables import kept, read_table, write_table
 
@@ -46,8 +46,9 @@ class Ranking:
         return [{"name": POPULARITY, "metrics": self.metrics[POPULARITY, "test"], "validation": validation}]
 
     def user_values(self, models: Sequence[str], metric: str) -> tuple[Floats, dict[str, Floats]] | None:
-        """The metric of each user of test, see `user_values`; None where it is not one of rankings."""
-        return user_values(self.table.where("split = 'test'"), models, metric) if metric in RANKED else None
+        """The metric of each user of test, see `metrics.paired`; None where it is not one of rankings."""
+        rows = self.table.where("split = 'test'").withColumn("label", F.lit(0.0))
+        return paired(rows.withColumn("value", F.col(metric)), models) if metric in RANKED else None
 
 
 def rank_all(rows: DataFrame, models: Mapping[str, Loaded], fitted: FittedFeatures, config: Config) -> Ranking:
@@ -72,7 +73,7 @@ def rank_all(rows: DataFrame, models: Mapping[str, Loaded], fitted: FittedFeatur
             catalogue[name] = len(each.recommended.item_counts) - 1
             mine = chosen[each.digest]
             vectors = popularity(mine, each.recommended) if name == POPULARITY else factors(mine, models[name])
-            vectors = Factors(enter(kept(vectors.users)), enter(kept(vectors.items)))
+            vectors = enter(kept_factors(vectors))
             for split in config.split.names[1:]:
                 asked = users[each.digest].withColumns({"held": items_in(split), "seen": items_in(*_BEFORE[split])})
                 asked = asked.where(F.size("held") > 0).drop("history")
@@ -137,14 +138,3 @@ def ranking_metrics(table: DataFrame, catalogue: Mapping[str, int]) -> dict[tupl
         coverage = (row["num"] or 0) / max(1, catalogue[row["candidate"]])
         found[row["candidate"], row["split"]] = {"ndcg": row["ndcg"], "recall": row["recall"], "coverage": coverage}
     return found
-
-
-def user_values(table: DataFrame, models: Sequence[str], metric: str) -> tuple[Floats, dict[str, Floats]]:
-    """What each model's ranking found for the same users, as `bootstrap.resample` takes it; see `metrics.row_values`."""
-    place = F.array_position(F.array(*map(F.lit, models)), F.col("candidate")).alias("place")
-    rows = table.select("row_id", place, F.col(metric).alias("value")).where("place > 0")
-    places, values = sampled(rows, ["place", "value"], times=len(models))
-    of_model = {name: values[places == number] for number, name in enumerate(models, start=1)}
-    return np.zeros(len(values) // max(1, len(set(places)))), {
-        name: found for name, found in of_model.items() if len(found)
-    }

@@ -21,6 +21,7 @@ from pyspark.sql import functions as F
 from pipelines.arrays import one_chunk
 from pipelines.features.apply import transform
 from pipelines.features.fitted import FittedFeatures
+from pipelines.tables import kept, schema_of
 
 USER, ITEM = "_user", "_item"  # the source's own values
 USER_ID, ITEM_ID = "_user_id", "_item_id"  # in the vocabulary; 0 is out of it
@@ -33,6 +34,13 @@ class Factors:
 
     users: DataFrame
     items: DataFrame
+
+
+@contextmanager
+def kept_factors(factors: Factors) -> Iterator[Factors]:
+    """The vectors in memory or on disk, for the time of the body."""
+    with kept(factors.users) as users, kept(factors.items) as items:
+        yield Factors(users, items)
 
 
 def choices(rows: DataFrame, fitted: FittedFeatures) -> DataFrame:
@@ -71,11 +79,10 @@ def top_k(users: DataFrame, factors: Factors, *, k: int, scratch: Path) -> Itera
         The columns of `users`, then `items` (array<bigint>, the best first) and their `scores` (array<float>).
     """
     vectors = factors.users.withColumnRenamed("_id", USER_ID)
-    columns = ", ".join(f"`{name}` {dtype}" for name, dtype in users.dtypes)
     with TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
         factors.items.select("_id", "vector").write.mode("overwrite").parquet(folder)
         joined = users.join(vectors, on=USER_ID, how="left").select(*users.columns, "vector")
-        yield joined.mapInArrow(_Ranking(folder, k), f"{columns}, items array<bigint>, scores array<float>")
+        yield joined.mapInArrow(_Ranking(folder, k), f"{schema_of(users)}, items array<bigint>, scores array<float>")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -32,10 +33,10 @@ from pipelines.ingest import parse
 from pipelines.joins import join_as_of
 from pipelines.lake import LabelSpec, Snapshot, scratch_path, table_path
 from pipelines.lake.contract import HAS_CLASS
-from pipelines.recommend import ITEM_ID, USER_ID, Factors, choices, recommendations
+from pipelines.recommend import ITEM_ID, USER_ID, Factors, choices, kept_factors, recommendations
 from pipelines.session import get_session
 from pipelines.stage import Given, Made
-from pipelines.tables import kept, read_table, write_table
+from pipelines.tables import kept, read_table, schema_of, write_table
 from pipelines.tracking import ModelRef, Registered
 
 if TYPE_CHECKING:
@@ -53,6 +54,11 @@ class Loaded:
     ref: ModelRef
     bundle: Bundle
     path: Path
+
+    @cached_property
+    def pipeline(self) -> "PipelineModel":
+        """The MLlib model, read once."""
+        return tracking.load_classic(self.path)
 
 
 @contextmanager
@@ -88,17 +94,15 @@ def predict(features: DataFrame, model: Loaded, *, keep: Sequence[str]) -> DataF
         the classes or clusters, null where the model has none.
     """
     if model.bundle.kind == "classic":
-        return apply_classic(features, tracking.load_classic(model.path), model.bundle, keep=keep)
-    fields = ", ".join(f"`{name}` {features.schema[name].dataType.simpleString()}" for name in keep)
+        return apply_classic(features, model.pipeline, model.bundle, keep=keep)
     run = _TorchBatches(str(model.path), model.bundle, tuple(keep))
-    return features.mapInArrow(run, f"{fields}, {_OUTPUT}")
+    return features.mapInArrow(run, f"{schema_of(features.select(*keep))}, {_OUTPUT}")
 
 
 def raw_outputs(features: DataFrame, model: Loaded, *, keep: Sequence[str]) -> DataFrame:
     """What a network gives for each row, as `outputs` of type array<float> behind `keep`; see `predict`."""
-    fields = ", ".join(f"`{name}` {features.schema[name].dataType.simpleString()}" for name in keep)
     run = _RawBatches(str(model.path), model.bundle, tuple(keep))
-    return features.mapInArrow(run, f"{fields}, outputs array<float>")
+    return features.mapInArrow(run, f"{schema_of(features.select(*keep))}, outputs array<float>")
 
 
 def apply_classic(features: DataFrame, model: "PipelineModel", bundle: Bundle, *, keep: Sequence[str]) -> DataFrame:
@@ -138,7 +142,7 @@ def factors(chosen: DataFrame, model: Loaded) -> Factors:
         model: One that has them.
     """
     if model.bundle.kind == "classic":
-        als: Any = tracking.load_classic(model.path).stages[-1]
+        als: Any = model.pipeline.stages[-1]
         vector = F.col("features").alias("vector")
         users, items = (
             table.select(F.col("id").cast("bigint").alias("_id"), vector)
@@ -280,8 +284,7 @@ def _recommend(spark: SparkSession, given: Given, model: Loaded) -> Snapshot:
     with ExitStack() as until_written:
         enter = until_written.enter_context
         chosen = enter(kept(choices(with_split(raw, config), model.bundle.fitted)))
-        vectors = factors(chosen, model)
-        vectors = Factors(enter(kept(vectors.users)), enter(kept(vectors.items)))
+        vectors = enter(kept_factors(factors(chosen, model)))
         rows = enter(recommendations(chosen, vectors, k=k, scratch=scratch, observed=seen))
         snapshot = write_table(rows, table_path(config.workload, "recommendations"), what="score: recommend")
     if snapshot.rows != seen.get["items"]:

@@ -37,6 +37,11 @@ def kept(rows: DataFrame) -> Iterator[DataFrame]:
         rows.unpersist()
 
 
+def schema_of(rows: DataFrame) -> str:
+    """The columns and their types, as Spark's SQL declares them."""
+    return ", ".join(f"`{name}` {dtype}" for name, dtype in rows.dtypes)
+
+
 def write_table(
     rows: DataFrame,
     path: Path,
@@ -153,7 +158,8 @@ def write_tables(
     metadata: dict[str, Any],
     compression: str,
 ) -> list[Snapshot]:
-    """Overwrite several Delta tables, or append to them, in one pass over `rows`, whose column `TABLE` is the place of a row's table.
+    """Overwrite several Delta tables, or append to them, in one pass over `rows`, whose column `TABLE` is the place of a
+    row's table.
 
     Delta writes one table a query. So the files are written together, one folder a table, then moved into the tables'
     own and committed, a commit a table. Each task's rows must be of one table, and in the order that its file shall

@@ -13,7 +13,7 @@ from pipelines import tracking
 from pipelines.config import load_config
 from pipelines.errors import ConfigError
 from pipelines.lake import table_path
-from pipelines.ranking import judged, ranking_metrics, user_values
+from pipelines.ranking import Ranking, judged, ranking_metrics
 from pipelines.recommend import ITEM, ITEM_ID, USER, USER_ID, Factors, best, histories, items_in, top_k
 from pipelines.tracking import ModelRef
 from tests.conftest import ROOT
@@ -72,7 +72,9 @@ def test_rankings_are_those_of_a_plain_loop(spark: SparkSession, tmp_path: Path)
     found = ranking_metrics(rankings, {"m": ITEMS})["m", "test"]
     assert found["ndcg"] == pytest.approx(np.mean(list(ndcg.values())))
     assert found["coverage"] == len({i for items, _ in lists.values() for i in items}) / ITEMS
-    label, values = user_values(rankings, ["m"], "recall")
+    of_users = Ranking(rankings, "", {}).user_values(["m"], "recall")
+    assert of_users is not None
+    label, values = of_users
     assert len(label) == USERS + 2 and values["m"].mean() == pytest.approx(found["recall"])
 
 

@@ -17,6 +17,7 @@ from pipelines.features.fit_numbers import Asking, fit_number, number_places
 from pipelines.features.fit_values import Counted, class_texts, counted_values
 from pipelines.features.fit_whole import check_wholes, fit_whole, whole_aggregates
 from pipelines.features.fitted import (
+    NO_LABEL,
     FittedCategory,
     FittedColumn,
     FittedFeatures,
@@ -174,7 +175,7 @@ def _fit_input(
 
 def _fit_label(label: Label | None, types: Mapping[str, str], stats: Stats, counted: Counted) -> FittedLabel:
     if label is None:
-        return FittedLabel(spec=LabelSpec(kind="none", column=""))
+        return NO_LABEL
     where = f"features.label: column {label.column!r}"
     if label.kind in NUMBERS:
         return FittedLabel(spec=_number_spec(label, stats, where))

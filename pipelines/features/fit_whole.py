@@ -12,7 +12,6 @@ from pyspark.mllib.linalg.distributed import RowMatrix
 from pyspark.mllib.util import MLUtils
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from pyspark.storagelevel import StorageLevel
 
 from pipelines.assemble import sparse_vector
 from pipelines.config import Config
@@ -24,18 +23,18 @@ from pipelines.features.apply import transform
 from pipelines.features.fit_categories import fit_category
 from pipelines.features.fit_values import Counted
 from pipelines.features.fitted import (
+    NO_LABEL,
     FittedCategory,
     FittedFeatures,
     FittedImage,
     FittedInput,
-    FittedLabel,
     FittedList,
     FittedSparse,
     FittedVector,
     Floats,
     Whole,
 )
-from pipelines.lake import LabelSpec
+from pipelines.tables import kept
 
 Stats = Mapping[str, Any]
 
@@ -163,16 +162,12 @@ def _singular_vectors(rows: DataFrame, name: str, fitted: FittedList, num: int) 
     """
     size = fitted.category.num_ids
     alone = FittedInput(name="bag", kind="sparse", whole=fitted)
-    label = FittedLabel(spec=LabelSpec(kind="none", column=""))
     train = rows.where(F.col("_split") == "train")
-    bags = transform(train, FittedFeatures(inputs=(alone,), label=label), keep=[])
+    bags = transform(train, FittedFeatures(inputs=(alone,), label=NO_LABEL), keep=[])
     vectors = bags.select(sparse_vector("bag_ids", "bag_weights", size=size).alias("vector"))
-    vectors = vectors.persist(StorageLevel.MEMORY_AND_DISK)
-    try:
+    with kept(vectors) as vectors:
         matrix = RowMatrix(MLUtils.convertVectorColumnsFromML(vectors, "vector"))
         found = matrix.computeSVD(num).V.toArray().T if num <= size else np.empty((0, size))
-    finally:
-        vectors.unpersist()
     if len(found) < num:
         raise DataError(
             f"features.inputs.{name}: svd: wanted {num} components, the training rows have {len(found)}; take fewer"

@@ -327,6 +327,9 @@ class FittedLabel(_Frozen):
     negative: tuple[str, ...] = ()
 
 
+NO_LABEL = FittedLabel(spec=LabelSpec(kind="none", column=""))
+
+
 class FittedFeatures(_Frozen):
     """The transform of a workload, fitted on its training split.
 

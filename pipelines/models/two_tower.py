@@ -130,10 +130,10 @@ def _loss_among(user: Tensor, item: Tensor, ids: Tensor, log_share: Tensor) -> T
 
 def _places(contract: Contract, name: str) -> list[int]:
     """Where an input's columns stand among the contract's; two of a sparse one."""
-    names = [column.name for column in contract.inputs]
-    found = [names.index(column) for column in (name, f"{name}_ids", f"{name}_weights") if column in names]
+    found = [place for place, column in enumerate(contract.inputs) if column.input == name]
     if not found:
-        raise ConfigError(f"model: two_tower: wanted an input among {', '.join(names)}, seen {name!r}")
+        known = ", ".join(column.name for column in contract.inputs)
+        raise ConfigError(f"model: two_tower: wanted an input among {known}, seen {name!r}")
     return found
 
 
