@@ -84,7 +84,7 @@ def _sets(rows: DataFrame, wanted: FrequentSets, keep: Keep) -> Findings:
     """`frequent_sets` (items, freq) and `rules` (antecedent, consequent, confidence, lift, support)."""
     if wanted.by:
         sets = (
-            rows.where(F.col(wanted.items).isNotNull())
+            rows.dropna(subset=[wanted.items, wanted.by])
             .groupBy(wanted.by)
             .agg(F.collect_set(wanted.items).alias("items"))
         )
@@ -102,7 +102,7 @@ def _sets(rows: DataFrame, wanted: FrequentSets, keep: Keep) -> Findings:
 def _sequences(rows: DataFrame, wanted: FrequentSequences, keep: Keep) -> Findings:
     """`frequent_sequences` (sequence, freq); a sequence is a list of sets."""
     if wanted.by and wanted.order:
-        moments = rows.where(F.col(wanted.items).isNotNull() & F.col(wanted.order).isNotNull())
+        moments = rows.dropna(subset=[wanted.items, wanted.by, wanted.order])
         moments = moments.groupBy(wanted.by, wanted.order).agg(F.collect_set(wanted.items).alias("items"))
         moment = F.struct(F.col(wanted.order).alias("order"), "items")
         sequences = moments.groupBy(wanted.by).agg(F.sort_array(F.collect_list(moment))["items"].alias("sequence"))
