@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import signal
-import socketserver
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -108,9 +107,8 @@ def _on_sigterm(*_: object) -> None:
 
 
 def _say_no_more() -> None:
-    """Keep libraries from telling, each with a traceback, that the JVM is gone: they log it or print it."""
+    """Keep libraries from logging, each with a traceback, that the JVM is gone."""
     logging.disable()
-    socketserver.BaseServer.handle_error = lambda *_: None  # type: ignore[method-assign]  # Spark's accumulators
 
 
 def explain(error: BaseException) -> HeadraceError:
@@ -124,6 +122,19 @@ def explain(error: BaseException) -> HeadraceError:
     if isinstance(error, HeadraceError):
         return error
     text = _whole_text(error)
+    lost = sys.modules["pipelines.session"].lost_jvm() if "pipelines.session" in sys.modules else None
+    if "OutOfMemoryError" in text + (lost or ""):
+        return LakeError(
+            "Spark has not enough memory: raise spark.driver.memory in conf/spark.conf, on a cluster "
+            "spark.executor.memory, and run the same command again"
+        )
+    if lost is not None:
+        said = (
+            f"its last error: {one_line(lost, limit=200)}"
+            if lost
+            else "it wrote no error; something may have killed it"
+        )
+        return LakeError(f"Spark's JVM ended: {said}; the same command goes on where it stopped")
     if ours := re.search(r"pipelines\.errors\.\w+: (.+)", text):
         return DataError(ours.group(1).strip())
     if is_full_disk(text) or getattr(error, "errno", 0) == errno.ENOSPC:
@@ -143,11 +154,18 @@ def explain(error: BaseException) -> HeadraceError:
         where = f"traceback: {log}"
     except OSError:
         pass
-    return HeadraceError(f"unforeseen {type(error).__name__}: {one_line(str(error), limit=300)}; {where}")
+    return HeadraceError(f"unforeseen {type(error).__name__}: {one_line(_said(error), limit=300)}; {where}")
 
 
 def _whole_text(error: BaseException) -> str:
     """The message of the error and of those that led to it; py4j's carry the Java stack."""
-    parts = [str(error), str(getattr(error, "_origin", None) or "")]  # pyspark keeps py4j's error there
+    parts = [_said(error), _said(getattr(error, "_origin", None) or "")]  # pyspark keeps py4j's error there
     cause = error.__cause__ or error.__context__
     return "\n".join(parts) + (f"\n{_whole_text(cause)}" if cause else "")
+
+
+def _said(error: object) -> str:
+    try:
+        return str(error)
+    except Exception:  # py4j asks the JVM for the words, which may be gone
+        return type(error).__name__

@@ -6,9 +6,12 @@ here, with `conf/spark.conf` (or `--properties-file`), and what it writes to std
 
 import contextlib
 import hashlib
+import logging
 import os
+import re
 import shlex
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -36,6 +39,7 @@ SHUFFLE_PARTITIONS = "spark.sql.shuffle.partitions"
 _PARTITION_BYTES = 32 << 20  # of files, which are a few times as much in memory
 DEFAULT_PROPERTIES = PACKAGE.parent / "conf" / "spark.conf"
 _properties_file = DEFAULT_PROPERTIES
+_log_begin = 0  # of what this process's JVM writes
 
 
 def use_properties(path: str | Path) -> None:
@@ -103,6 +107,7 @@ def get_session(config: Config) -> "SparkSession":
         for key, value in _event_log(config.workload).items():
             builder = builder.config(key, value)
     _keep_own_sigint()
+    _hush_lost_jvm()
     with _quiet_start():
         spark = builder.getOrCreate()
     spark.sparkContext.setLogLevel("ERROR")
@@ -190,6 +195,34 @@ def is_refusal(error: Exception) -> bool:
     return any(mark in str(error) for mark in marks) or "IllegalArgument" in type(error).__name__
 
 
+def _hush_lost_jvm() -> None:
+    """Keep pyspark's threads from telling, each with a traceback, that the JVM is gone; whoever asks it is told."""
+    from pyspark.accumulators import AccumulatorServer
+
+    AccumulatorServer.handle_error = lambda *_: None  # type: ignore[method-assign]
+    logging.getLogger("py4j").setLevel(logging.CRITICAL)  # it raises as well
+
+
+def lost_jvm() -> str | None:
+    """The last error that the JVM of this process wrote, or "" for none, where it ended by itself; None while it runs."""
+    process = None
+    if "pyspark" in sys.modules:
+        from pyspark import SparkContext
+
+        process = getattr(SparkContext._gateway, "proc", None)  # not under spark-submit
+    if process is None:
+        return None
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(1)  # who asked it may be told sooner
+    if process.returncode is None:
+        return None
+    with contextlib.suppress(OSError), _log_path().open("rb") as log:
+        log.seek(_log_begin)
+        errors = re.findall(r"\b[\w.]+(?:Error|Exception): .*", log.read().decode(errors="replace"))
+        return errors[-1] if errors else ""
+    return ""
+
+
 def stop_session() -> None:
     """Stop the session, if one is up, and the JVM that was started for it."""
     spark = None
@@ -231,26 +264,31 @@ def _packaged() -> Path:
     return target
 
 
+def _log_path() -> Path:
+    return lake_root() / "logs" / "spark.log"
+
+
 @contextlib.contextmanager
 def _quiet_start() -> Iterator[None]:
     """Send what the new JVM writes to stderr to a log file, and show that file's errors if it does not start."""
     if under_spark_submit():
         yield
         return
-    log = lake_root() / "logs" / "spark.log"
+    global _log_begin
+    log = _log_path()
     log.parent.mkdir(parents=True, exist_ok=True)
     if log.is_file() and log.stat().st_size > 10 << 20:
         log.unlink()
     sys.stderr.flush()
     saved = os.dup(2)
     with log.open("ab") as file:
-        begin = file.tell()
+        _log_begin = file.tell()
         os.dup2(file.fileno(), 2)
         try:
             yield
         except Exception as error:
             with log.open("rb") as written:
-                written.seek(begin)
+                written.seek(_log_begin)
                 lines = written.read().decode(errors="replace").splitlines()
             seen = [line for line in lines if "rror" in line or "xception" in line or "not found" in line]
             raise LakeError(

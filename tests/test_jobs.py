@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +11,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
+from pipelines.cli import explain
 from tests.conftest import ROOT
 from tests.faults import SEED, STAGES, Bench, check_full_disk, on_a_full_disk
 
@@ -100,6 +103,28 @@ def test_an_interrupted_stage_goes_on(environment: dict[str, str], tiny: Path, c
     how = generator.choice([signal.SIGINT, signal.SIGKILL])
     bench.interrupt(stage, how, generator.uniform(0, chain[stage][1]))
     bench.check_goes_on(stage, wanted)
+
+
+def test_a_jvm_that_ends_is_told_in_a_line(
+    environment: dict[str, str], tiny: Path, session_lake: Path, tmp_path: Path
+) -> None:
+    shutil.copy(session_lake / "mlflow.db", tmp_path)
+    bench = Bench(tmp_path, tiny, environment | {"HEADRACE_LAKE": str(tmp_path)})
+    process = bench.start("ingest")
+    until, events = time.monotonic() + 60, ""
+    while "SparkListenerJobStart" not in events and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+        events = "".join(log.read_text() for log in (tmp_path / "logs/spark").rglob("*.inprogress"))
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if child.name() == "java":
+            child.kill()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    said = "error: Spark's JVM ended: it wrote no error; something may have killed it; the same command goes on"
+    assert [line.startswith(said) for line in err.splitlines() if not line.startswith("  ")] == [True], err
+    bench.finish("ingest")
+    found = str(explain(RuntimeError("Job aborted: java.lang.OutOfMemoryError: Java heap space")))
+    assert found.startswith("Spark has not enough memory: raise spark.driver.memory")
 
 
 @pytest.mark.faults
