@@ -1,12 +1,16 @@
 """Feature columns as the vector that an MLlib family wants, or for ALS as the ids of user and item.
 
 Linear models and networks see ids one-hot and sparse; trees see them as nominal attributes, and buckets, which have
-an order, as numbers; sparse inputs stay sparse. The id of a category is never read as a number.
+an order, as numbers; sparse inputs stay sparse. The id of a category is never read as a number. No value gets a name
+in the schema, as OneHotEncoder and VectorAssembler would give it, so that a vocabulary may have millions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
+from typing import Any
 
-from pyspark.ml.feature import OneHotEncoder, VectorAssembler
+import numpy as np
+import pyarrow as pa
 from pyspark.ml.functions import array_to_vector
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import Column as SparkColumn
@@ -22,109 +26,134 @@ USER, ITEM = "_user_id", "_item_id"
 _SPARSE_VECTOR = 0  # VectorUDT's type tag
 
 
-def assembled(estimator: str) -> list[str]:
-    """The columns that `assemble` adds for an MLlib class."""
-    return [USER, ITEM] if estimator == "ALS" else [VECTOR]
-
-
-def assemble(rows: DataFrame, contract: Contract, *, estimator: str) -> DataFrame:
-    """`rows` with the inputs of the contract as one vector column, `VECTOR`; for ALS with `USER` and `ITEM`.
+def assemble(rows: DataFrame, contract: Contract, *, estimator: str, keep: Sequence[str]) -> DataFrame:
+    """The columns `keep`, and the inputs of the contract as one vector, `VECTOR`; for ALS as `USER` and `ITEM`.
 
     Args:
         rows: With the contract's input columns.
         contract: Their meaning.
         estimator: The MLlib class that reads the vector.
+        keep: Columns of `rows` to pass through.
     """
     if estimator == "ALS":
         assert contract.recommended is not None, "refused without users and items"
-        ids = {USER: contract.recommended.user, ITEM: contract.recommended.item}
-        return rows.withColumns({column: F.col(name)[0].cast("int") for column, name in ids.items()})
+        names = {USER: contract.recommended.user, ITEM: contract.recommended.item}
+        return rows.select(*keep, *(F.col(name)[0].cast("int").alias(column) for column, name in names.items()))
     one_hot = estimator not in TREES
-    given = list(rows.columns)
-    parts: list[str] = []
-    inputs = list(contract.inputs)
-    for column in inputs:
-        name = f"_vector_{column.name}"
-        if column.kind == "ids":
-            rows, names = _add_ids(rows, column, one_hot=one_hot)
-            parts += names
-            continue
-        if column.kind == "sparse_weights":
-            continue
-        if column.kind == "sparse_ids":
-            weights = f"{column.input}_weights"
-            rows = rows.withColumn(name, sparse_vector(column.name, weights, size=column.sizes[0]))
-        elif column.kind == "image":
-            rows = rows.withColumn(name, array_to_vector(_pixels(column)))
-        else:
-            rows = rows.withColumn(name, array_to_vector(F.col(column.name)))
-        rows = rows.withMetadata(name, {"ml_attr": {"num_attrs": _width(column)}})
-        parts.append(name)
-    if len(parts) == 1 and contract.inputs[0].kind != "ids":
-        return rows.withColumnRenamed(parts[0], VECTOR).select(*given, VECTOR)
-    return VectorAssembler(inputCols=parts, outputCol=VECTOR).transform(rows).select(*given, VECTOR)
+    columns = [column for column in contract.inputs if column.kind != "sparse_weights"]
+    *starts, size = accumulate((_num_places(column, one_hot=one_hot) for column in columns), initial=0)
+    values = F.concat(*(_values(column, one_hot=one_hot) for column in columns))
+    if any(column.kind == "sparse_ids" or (column.kind == "ids" and one_hot) for column in columns):
+        ids = F.concat(*(_places(column, start) for column, start in zip(columns, starts, strict=True)))
+        vectors = sparse_vectors(rows, ids, values, size=size, name=VECTOR, keep=keep)
+    else:
+        vectors = rows.select(*keep, array_to_vector(values).alias(VECTOR))
+    attributes: dict[str, Any] = {"num_attrs": size}
+    nominal = [
+        {"idx": start + place, "num_vals": num_values, "name": column.names[place]}
+        for column, start in zip(columns, starts, strict=True)
+        for place, num_values in _nominal(column)
+    ]
+    if nominal and not one_hot:
+        attributes |= {"attrs": {"nominal": nominal}}
+    return vectors.withMetadata(VECTOR, {"ml_attr": attributes})
 
 
 def num_bins(contract: Contract) -> int:
     """The `maxBins` that the widest nominal attribute needs."""
-    ids = [column for column in contract.inputs if column.kind == "ids"]
-    nominal = [
-        size for column in ids for size, is_nominal in zip(column.sizes, _nominal(column), strict=True) if is_nominal
-    ]
-    return max([2, *nominal])
+    return max([2, *(num_values for column in contract.inputs for _, num_values in _nominal(column))])
 
 
 def vector_size(contract: Contract, *, estimator: str) -> int:
     """Places of the assembled vector."""
-    size = 0
-    for column in contract.inputs:
-        if column.kind == "ids":
-            size += len(column.sizes) if estimator in TREES else sum(column.sizes)
-        elif column.kind != "sparse_weights":
-            size += _width(column)
-    return size
+    return sum(_num_places(column, one_hot=estimator not in TREES) for column in contract.inputs)
 
 
-def _width(column: Column) -> int:
-    return column.sizes[0] if column.kind == "sparse_ids" else column.width
+def _nominal(column: Column) -> list[tuple[int, int]]:
+    """The places of ids that a tree takes as categories without an order, and the number of these."""
+    if column.kind != "ids":
+        return []
+    ordered = column.ordered or (False,) * len(column.sizes)
+    return [(place, size) for place, size in enumerate(column.sizes) if not ordered[place]]
 
 
-def _nominal(column: Column) -> list[bool]:
-    """For each place of ids whether a tree takes them as categories without an order."""
-    return [not is_ordered for is_ordered in column.ordered or (False,) * len(column.sizes)]
+def _num_places(column: Column, *, one_hot: bool) -> int:
+    match column.kind:
+        case "ids" if one_hot:
+            return sum(column.sizes)
+        case "sparse_ids":
+            return column.sizes[0]
+        case "sparse_weights":
+            return 0
+        case _:
+            return column.width
 
 
-def _add_ids(rows: DataFrame, column: Column, *, one_hot: bool) -> tuple[DataFrame, list[str]]:
-    names = [f"_id_{column.name}_{place}" for place in range(len(column.sizes))]
-    places = []
-    for place, (name, is_nominal) in enumerate(zip(names, _nominal(column), strict=True)):
-        values = [str(i) for i in range(column.sizes[place])]
-        nominal = {"ml_attr": {"type": "nominal", "vals": values, "name": column.names[place]}}
-        metadata = nominal if one_hot or is_nominal else {}
-        places.append(F.col(column.name)[place].cast("double").alias(name, metadata=metadata))
-    rows = rows.select("*", *places)
-    if not one_hot:
-        return rows, names
-    encoded = [f"{name}_one_hot" for name in names]
-    encoder = OneHotEncoder(inputCols=names, outputCols=encoded, dropLast=False)
-    return encoder.fit(rows).transform(rows), encoded
+def _values(column: Column, *, one_hot: bool) -> SparkColumn:
+    """An array of double: of a sparse column the values at `_places`, else those of all its places."""
+    match column.kind:
+        case "ids" if one_hot:
+            return F.array_repeat(F.lit(1.0), column.width)
+        case "sparse_ids":
+            return F.col(f"{column.input}_weights").cast("array<double>")
+        case "image":
+            return _pixels(column)
+        case _:
+            return F.col(column.name).cast("array<double>")
 
 
-def sparse_vector(ids: str, weights: str, *, size: int) -> SparkColumn:
-    """A sparse vector of `size` places from columns of ids, which rise, and weights; those of 0 are left out.
+def _places(column: Column, start: int) -> SparkColumn:
+    """Where a column's values stand in a sparse vector, in which its places begin at `start`."""
+    match column.kind:
+        case "ids":
+            starts = accumulate(column.sizes[:-1], initial=start)
+            return F.array(*(F.col(column.name)[place] + first for place, first in enumerate(starts)))
+        case "sparse_ids":
+            return F.transform(column.name, lambda place: place + start)
+        case _:
+            return F.sequence(F.lit(start), F.lit(start + column.width - 1)).cast("array<bigint>")
 
-    No public function makes one from columns; JSON does, through VectorUDT's own struct of (type, size, indices,
-    values), and doubles survive it exactly.
+
+def sparse_vectors(
+    rows: DataFrame, ids: SparkColumn, weights: SparkColumn, *, size: int, name: str, keep: Sequence[str]
+) -> DataFrame:
+    """The columns `keep`, and `name`: sparse vectors of `size` places.
+
+    No SQL function makes one. VectorUDT's own struct of (type, size, indices, values) may come out of an Arrow batch,
+    though, and is made there without a Python row.
+
+    Args:
+        rows: With the columns of the expressions.
+        ids: An array, which rises.
+        weights: Likewise; those of 0 are left out.
+        size: Places of a vector.
+        name: Of the vector's column.
+        keep: Columns to pass through.
     """
-    pairs = F.filter(F.arrays_zip(ids, weights), lambda pair: pair[weights] != 0)
-    vector = F.struct(
-        F.lit(_SPARSE_VECTOR).alias("type"),
-        F.lit(size).alias("size"),
-        F.transform(pairs, lambda pair: pair[ids]).alias("indices"),
-        F.transform(pairs, lambda pair: pair[weights].cast("double")).alias("values"),
-    )
-    schema = StructType([StructField("vector", VectorUDT())])
-    return F.from_json(F.to_json(F.struct(vector.alias("vector"))), schema)["vector"]
+    fields = [*(rows.schema[column] for column in keep), StructField(name, VectorUDT())]
+    parts = rows.select(*keep, ids.cast("array<int>").alias(name), weights.cast("array<double>").alias("weights"))
+    return parts.mapInArrow(_to_vectors(size), StructType(fields))
+
+
+def _to_vectors(size: int) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    def convert(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            *kept, ids, weights = batch.columns
+            values = weights.flatten().to_numpy(zero_copy_only=False)
+            is_kept = values != 0
+            ends = np.cumsum(ids.value_lengths().to_numpy(zero_copy_only=False))
+            num_kept = np.append(0, np.cumsum(is_kept))
+            starts = pa.array(num_kept[np.append(0, ends)], pa.int32())
+            vectors = {
+                "type": pa.array(np.full(len(batch), _SPARSE_VECTOR, np.int8)),
+                "size": pa.array(np.full(len(batch), size, np.int32)),
+                "indices": pa.ListArray.from_arrays(starts, pa.array(ids.flatten().to_numpy()[is_kept])),
+                "values": pa.ListArray.from_arrays(starts, pa.array(values[is_kept])),
+            }
+            vector = pa.StructArray.from_arrays(list(vectors.values()), list(vectors))
+            yield pa.RecordBatch.from_arrays([*kept, vector], batch.schema.names[:-1])
+
+    return convert  # by its value, so that Spark's workers need not have this package
 
 
 def _pixels(column: Column) -> SparkColumn:
@@ -132,8 +161,3 @@ def _pixels(column: Column) -> SparkColumn:
     low, high = column.scale
     characters = F.split(F.decode(column.name, "ISO-8859-1"), "")
     return F.transform(characters, lambda c: F.ascii(c) * F.lit((high - low) / 255.0) + F.lit(low))
-
-
-def input_names(contract: Contract) -> Sequence[str]:
-    """The contract's input columns by name."""
-    return [column.name for column in contract.inputs]

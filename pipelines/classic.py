@@ -24,7 +24,7 @@ from pyspark.sql import functions as F
 from pyspark.storagelevel import StorageLevel
 
 from pipelines import plots, tracking
-from pipelines.assemble import ITEM, USER, VECTOR, assemble, assembled, num_bins, vector_size
+from pipelines.assemble import ITEM, USER, VECTOR, assemble, num_bins, vector_size
 from pipelines.clusters import find_clusters
 from pipelines.config.catalog import BINARY_ESTIMATORS, CLUSTERERS, ESTIMATORS, SURVIVAL, TREES
 from pipelines.config.learning import Estimator
@@ -35,9 +35,11 @@ from pipelines.importances import importances
 from pipelines.lake import Contract, Snapshot, scratch_path
 from pipelines.session import get_session, is_refusal, spark_progress
 from pipelines.stage import Given, Made
-from pipelines.tables import read_table
+from pipelines.tables import kept, read_table
 from pipelines.tracking import ModelRef, Run
 
+# MLlib keeps the rows in memory in a form of its own; twice, large tables end the JVM (docs/engines.md).
+FIT_LEVEL = StorageLevel.DISK_ONLY
 _MATRICES = ("lowerBoundsOnCoefficients", "upperBoundsOnCoefficients")
 _WATCHED, _WEIGHT, _EVENT = "is_validation", "class_weight", "event"
 _VECTORS = ("initialWeights", "lowerBoundsOnIntercepts", "upperBoundsOnIntercepts")
@@ -62,10 +64,13 @@ def build(given: Given) -> Made:
     with checkpoints(spark, scratch_path(config.workload)):
         for wanted in config.classic:
             contract = read_by(wanted, snapshot.contract)
+            keep = [column.name for column in contract.columns if column.kind == "label"]
             with spark_progress(spark, f"classic: {wanted.estimator}"):
                 estimator = make_estimator(wanted, contract, seed=config.seed, is_weighted=bool(weights))
                 rows = {
-                    split: assemble(read_table(spark, snapshots[split]), contract, estimator=wanted.estimator)
+                    split: assemble(
+                        read_table(spark, snapshots[split]), contract, estimator=wanted.estimator, keep=keep
+                    )
                     for split in ("train", *(["validation"] if wanted.stops_early else []))
                 }
                 model, seconds = _fit(estimator, rows_to_fit(wanted, rows["train"], rows.get("validation"), weights))
@@ -103,7 +108,7 @@ def rows_to_fit(wanted: Estimator, train: DataFrame, watched: DataFrame | None, 
         watched: Likewise, the rows on which it stops early, where it does.
         weights: Of each class; empty where all weigh the same.
     """
-    rows = train.select(*(name for name in ("label", *assembled(wanted.estimator)) if name in train.columns))
+    rows = train.select(*(name for name in ("label", VECTOR, USER, ITEM) if name in train.columns))
     if wanted.estimator == "ALS":
         return rows.where((F.col(USER) > 0) & (F.col(ITEM) > 0))  # not what is out of vocabulary, as if it were one
     if wanted.estimator in SURVIVAL:
@@ -172,7 +177,7 @@ def _value(key: str, value: Any) -> Any:
 
 
 def fit(estimator: "MLlibEstimator[Any]", rows: DataFrame) -> Model:
-    """Fit on what `rows_to_fit` gives, which MLlib reads many times: whoever calls keeps them.
+    """Fit on what `rows_to_fit` gives, which MLlib reads many times: whoever calls keeps them, by `FIT_LEVEL`.
 
     Raises:
         ConfigError: MLlib refuses a parameter's value, or the features do not suit the estimator.
@@ -205,13 +210,10 @@ def without_summary(model: Model) -> Model:
 
 
 def _fit(estimator: "MLlibEstimator[Any]", rows: DataFrame) -> "tuple[Model, float]":
-    """Fit on rows that are kept in memory or on disk meanwhile."""
-    rows = rows.persist(StorageLevel.MEMORY_AND_DISK)
-    started = time.monotonic()
-    try:
+    """Fit on rows that are kept meanwhile."""
+    with kept(rows, level=FIT_LEVEL) as rows:
+        started = time.monotonic()
         return fit(estimator, rows), time.monotonic() - started
-    finally:
-        rows.unpersist()
 
 
 def _log(model: Model, wanted: Estimator, given: Given, bundle: Bundle, snapshot: Snapshot, seconds: float) -> ModelRef:

@@ -166,7 +166,7 @@ def _score_all(
 
 def _measure_clusters(features: DataFrame, model: Loaded) -> dict[str, Metrics]:
     """Metrics of a clusterer by split."""
-    rows = assemble(features, model.bundle.contract, estimator=model.bundle.name)
+    rows = assemble(features, model.bundle.contract, estimator=model.bundle.name, keep=["_split"])
     fitted = model.pipeline.stages[-1]
     splits = [row["_split"] for row in features.select("_split").distinct().collect()]
     return {split: measure_clusters(fitted, rows.where(F.col("_split") == split)) for split in splits}

@@ -149,7 +149,8 @@ def _of_input(spark: SparkSession, tables: dict[str, Snapshot], name: str, wante
         rows = read_table(spark, snapshot)
         if isinstance(wanted, NearSets):
             rows = rows.where(F.exists(f"{wanted.input}_weights", lambda weight: weight != 0))
-        rows = assemble(rows, snapshot.contract.of_inputs([wanted.input]), estimator=name)
+        contract = snapshot.contract.of_inputs([wanted.input])
+        rows = assemble(rows, contract, estimator=name, keep=["row_id"])
         parts.append(rows.select("row_id", F.lit(split).alias("split"), VECTOR))
     return reduce(DataFrame.unionByName, parts)
 

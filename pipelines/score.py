@@ -107,7 +107,7 @@ def raw_outputs(features: DataFrame, model: Loaded, *, keep: Sequence[str]) -> D
 
 def apply_classic(features: DataFrame, model: "PipelineModel", bundle: Bundle, *, keep: Sequence[str]) -> DataFrame:
     """Predictions of an MLlib model, see `predict`."""
-    scored = model.transform(assemble(features, bundle.contract, estimator=bundle.name))
+    scored = model.transform(assemble(features, bundle.contract, estimator=bundle.name, keep=keep))
     return answers(scored, bundle.contract.label, bundle.name, gives=bundle.gives, keep=keep)
 
 

@@ -14,6 +14,7 @@ from deltalake import DeltaTable, Schema
 from deltalake.transaction import AddAction, CommitProperties, create_table_with_add_actions
 from pyspark.sql import DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F
+from pyspark.storagelevel import StorageLevel
 
 from pipelines.errors import LakeError
 from pipelines.lake import Snapshot
@@ -29,10 +30,10 @@ def read_table(spark: SparkSession, snapshot: Snapshot) -> DataFrame:
 
 
 @contextmanager
-def kept(rows: DataFrame) -> Iterator[DataFrame]:
+def kept(rows: DataFrame, *, level: StorageLevel = StorageLevel.MEMORY_AND_DISK_DESER) -> Iterator[DataFrame]:
     """The rows in memory or on disk, for the time of the body."""
     try:
-        yield rows.persist()
+        yield rows.persist(level)
     finally:
         rows.unpersist()
 

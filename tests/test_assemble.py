@@ -31,7 +31,7 @@ def vectors(rows: DataFrame, arrays: Arrays) -> list[object]:
 
 def test_linear_models_see_ids_one_hot(spark: SparkSession, tmp_path: Path) -> None:
     contract, rows, arrays = table(spark, tmp_path / "t", DENSE, IDS)
-    assembled = assemble(rows, contract, estimator=LINEAR)
+    assembled = assemble(rows, contract, estimator=LINEAR, keep=["row_id"])
     assert vector_size(contract, estimator=LINEAR) == 4 + 5 + 3
     for vector, dense, ids in zip(vectors(assembled, arrays), arrays["dense"], arrays["ids"], strict=True):
         wanted = np.zeros(12)
@@ -42,18 +42,18 @@ def test_linear_models_see_ids_one_hot(spark: SparkSession, tmp_path: Path) -> N
 
 def test_trees_see_nominal_attributes(spark: SparkSession, tmp_path: Path) -> None:
     contract, rows, arrays = table(spark, tmp_path / "t", DENSE, IDS)
-    assembled = assemble(rows, contract, estimator=TREE)
+    assembled = assemble(rows, contract, estimator=TREE, keep=["row_id"])
     for vector, dense, ids in zip(vectors(assembled, arrays), arrays["dense"], arrays["ids"], strict=True):
         np.testing.assert_allclose(vector.toArray(), [*dense, *ids])  # type: ignore[attr-defined]
     attributes = assembled.schema[VECTOR].metadata["ml_attr"]["attrs"]
-    assert [len(a["vals"]) for a in attributes["nominal"]] == [5, 3] and num_bins(contract) == 5
+    assert [(a["idx"], a["num_vals"]) for a in attributes["nominal"]] == [(4, 5), (5, 3)] and num_bins(contract) == 5
     assert vector_size(contract, estimator=TREE) == 6
 
 
 def test_trees_see_buckets_as_numbers(spark: SparkSession, tmp_path: Path) -> None:
     buckets = IDS.model_copy(update={"ordered": (True, False)})
     contract, rows, arrays = table(spark, tmp_path / "t", buckets)
-    assembled = assemble(rows, contract, estimator=TREE)
+    assembled = assemble(rows, contract, estimator=TREE, keep=["row_id"])
     np.testing.assert_array_equal([v.toArray() for v in vectors(assembled, arrays)], arrays["ids"])  # type: ignore[attr-defined]
     attributes = assembled.schema[VECTOR].metadata["ml_attr"]["attrs"]
     assert [a["idx"] for a in attributes["nominal"]] == [1] and num_bins(contract) == 3
@@ -68,7 +68,7 @@ def test_sparse_inputs_stay_sparse_and_exact(spark: SparkSession, tmp_path: Path
         "transform(sequence(0, 2), i -> cast(i * 2 as bigint)) as words_ids",
         "array(0f, 0.1f, cast(1/3d as float)) as words_weights",
     )
-    for vector in vectors(assemble(rows, contract, estimator=LINEAR), arrays):
+    for vector in vectors(assemble(rows, contract, estimator=LINEAR, keep=["row_id"]), arrays):
         assert isinstance(vector, SparseVector) and vector.size == 7
         assert list(vector.indices) == [2, 4], "padding and zeros are left out"
         assert list(vector.values) == [float(np.float32(0.1)), float(np.float32(1 / 3))]
@@ -76,13 +76,27 @@ def test_sparse_inputs_stay_sparse_and_exact(spark: SparkSession, tmp_path: Path
 
 def test_images_are_scaled(spark: SparkSession, tmp_path: Path) -> None:
     contract, rows, arrays = table(spark, tmp_path / "t", IMAGE)
-    for vector, image in zip(vectors(assemble(rows, contract, estimator=LINEAR), arrays), arrays["image"], strict=True):
+    for vector, image in zip(
+        vectors(assemble(rows, contract, estimator=LINEAR, keep=["row_id"]), arrays), arrays["image"], strict=True
+    ):
         assert isinstance(vector, DenseVector)
         np.testing.assert_allclose(vector.toArray(), image.ravel() / 255 * 2 - 1, atol=1e-12)
+
+
+def test_the_schema_names_no_value_of_a_vocabulary(spark: SparkSession, tmp_path: Path) -> None:
+    """Which may have millions."""
+    wide = IDS.model_copy(update={"sizes": (3_000_000, 3)})
+    contract, rows, arrays = table(spark, tmp_path / "t", DENSE, wide)
+    assembled = assemble(rows, contract, estimator=LINEAR, keep=["row_id"])
+    for vector, dense, ids in zip(vectors(assembled, arrays), arrays["dense"], arrays["ids"], strict=True):
+        assert vector.indices.tolist() == [0, 1, 2, 3, 4 + ids[0], 3_000_004 + ids[1]]  # type: ignore[attr-defined]
+        assert vector.values.tolist() == [*map(float, dense), 1.0, 1.0]  # type: ignore[attr-defined]
+    for estimator in (LINEAR, TREE):
+        assert len(assemble(rows, contract, estimator=estimator, keep=["row_id"]).schema.json()) < 5000
 
 
 @pytest.mark.parametrize("estimator", [LINEAR, TREE])
 def test_all_kinds_together(spark: SparkSession, tmp_path: Path, estimator: str) -> None:
     contract, rows, arrays = table(spark, tmp_path / "t", IDS, IMAGE, DENSE)
-    for vector in vectors(assemble(rows, contract, estimator=estimator), arrays):
+    for vector in vectors(assemble(rows, contract, estimator=estimator, keep=["row_id"]), arrays):
         assert vector.size == vector_size(contract, estimator=estimator)  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ from pyspark.sql import SparkSession
 from sklearn import linear_model as sk
 
 from pipelines import tracking
-from pipelines.assemble import VECTOR, assemble
+from pipelines.assemble import assemble
 from pipelines.errors import ConfigError
 from pipelines.features.fitted import BUNDLE_FILE
 from pipelines.tracking import ModelRef
@@ -50,7 +50,7 @@ def test_a_model_loads_back_from_the_lake_and_from_mlflow(spark: SparkSession, l
     ref = ModelRef.model_validate(receipts["classic"].result["models"][0])
     snapshot, rows = features_of(spark, receipts, "test")
     assert snapshot.contract is not None
-    assembled = assemble(rows, snapshot.contract, estimator=ref.name).select("row_id", VECTOR)
+    assembled = assemble(rows, snapshot.contract, estimator=ref.name, keep=["row_id"])
 
     def probabilities(model: Any) -> list[Any]:
         scored = model.transform(assembled).orderBy("row_id")

@@ -120,9 +120,13 @@ def test_a_chain_recommends_and_serves(spark: SparkSession, lake: Path) -> None:
         **{
             "source.paths": write_ratings(lake.parent / "raw"),
             "features.inputs.item.steps": [{"vocabulary": {"min_count": 2}}],
+            "tune": {"spaces": {"ALS": {"regParam": [0.01, 5.0]}}},
         }
     )
     receipts = run("conf/ratings.yaml", overrides=given)
+    (tuned,) = receipts["tune"].result["candidates"]
+    values = {str(trial["params"]): trial["value"] for trial in tuned["trials"]}
+    assert len(values) == 3 and tuned["value"] == min(values.values()), "rmse, since trials rank nothing"
     result = receipts["evaluate"].result
     assert set(metrics_of(receipts, "ALS")) == {"rmse", "mae", "r2", "ndcg", "recall", "coverage"}
     assert set(metrics_of(receipts, "two_tower")) == {"ndcg", "recall", "coverage"}
@@ -176,11 +180,15 @@ def test_a_chain_recommends_and_serves(spark: SparkSession, lake: Path) -> None:
         ("features.label.kind=multiclass", "wanted a label of kind real, the rating, seen multiclass"),
         ("classic.0.coldStartStrategy=drop", "wanted a parameter of ALS"),
         ("tune={spaces: {train: {lr: {low: 0.001, high: 0.1}}}}", "two_tower gives no rating"),
+        (
+            "classic=[{estimator: ALS, implicitPrefs: true}]; tune={spaces: {ALS: {rank: [2, 4]}}}",
+            "tune: ALS with implicitPrefs gives no rating",
+        ),
     ],
 )
 def test_what_cannot_be_recommended_is_refused(override: str, part: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config("conf/ratings.yaml", [override])
+        load_config("conf/ratings.yaml", override.split("; "))
     assert part in str(caught.value)
 
 

@@ -349,8 +349,12 @@ class Config(Section):
         if self.tune.folds is None and "validation" not in self.split.names:
             raise ValueError("split.validation: wanted, because tune measures on it; seen none; or set tune.folds")
         kind = self.features.label_kind
-        if self.model and self.model.network == "two_tower" and {"model", "train"} & set(self.tune.candidates()):
-            raise ValueError("tune: two_tower gives no rating, and so none of the metrics that trials are compared by")
+        ranks = {estimator.estimator for estimator in self.classic if estimator.gives == "affinity"}
+        if self.model and self.model.network == "two_tower":
+            ranks |= {"model", "train"}
+        if found := ranks & set(self.tune.spaces):
+            who = "ALS with implicitPrefs" if "ALS" in found else "two_tower"
+            raise ValueError(f"tune: {who} gives no rating, and so none of the metrics that trials are compared by")
         known_name(f"tune.metric: a metric of {_of_kind(kind)}", self.tune_metric, METRICS_OF[kind])
         return self
 

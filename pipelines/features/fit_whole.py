@@ -13,7 +13,7 @@ from pyspark.mllib.util import MLUtils
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from pipelines.assemble import sparse_vector
+from pipelines.assemble import sparse_vectors
 from pipelines.config import Config
 from pipelines.config.data import sparse_size
 from pipelines.config.features import Features, Input
@@ -164,8 +164,8 @@ def _singular_vectors(rows: DataFrame, name: str, fitted: FittedList, num: int) 
     alone = FittedInput(name="bag", kind="sparse", whole=fitted)
     train = rows.where(F.col("_split") == "train")
     bags = transform(train, FittedFeatures(inputs=(alone,), label=NO_LABEL), keep=[])
-    vectors = bags.select(sparse_vector("bag_ids", "bag_weights", size=size).alias("vector"))
-    with kept(vectors) as vectors:
+    ids, weights = F.col("bag_ids"), F.col("bag_weights")
+    with kept(sparse_vectors(bags, ids, weights, size=size, name="vector", keep=[])) as vectors:
         matrix = RowMatrix(MLUtils.convertVectorColumnsFromML(vectors, "vector"))
         found = matrix.computeSVD(num).V.toArray().T if num <= size else np.empty((0, size))
     if len(found) < num:

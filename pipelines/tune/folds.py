@@ -5,7 +5,7 @@ many of them no row's encoding holds a label of its part.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
@@ -13,13 +13,13 @@ from tempfile import mkdtemp
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.storagelevel import StorageLevel
 
+from pipelines.classic import FIT_LEVEL
 from pipelines.config import Config
 from pipelines.features.apply import fold
 from pipelines.features.layout import lay_out_tables
 from pipelines.lake import CONTRACT_KEY, UINT64, Snapshot, scratch_path
-from pipelines.tables import TABLE, read_table, write_tables
+from pipelines.tables import TABLE, kept, read_table, write_tables
 
 _FOLD = "_fold"
 
@@ -34,7 +34,7 @@ class Pair:
 
 @contextmanager
 def kept_pairs(train: DataFrame, validation: DataFrame | None, *, folds: int | None, seed: int) -> Iterator[list[Pair]]:
-    """The pairs of rows, kept in memory or on disk for the time of the body.
+    """The pairs of rows, kept for the time of the body.
 
     Args:
         train: Rows of the training split, with `row_id`.
@@ -43,16 +43,13 @@ def kept_pairs(train: DataFrame, validation: DataFrame | None, *, folds: int | N
         seed: Of the parts.
     """
     parts = train.withColumn(_FOLD, fold(folds, seed)) if folds else train
-    kept = [rows.persist(StorageLevel.MEMORY_AND_DISK) for rows in (parts, validation) if rows is not None]
-    try:
+    with ExitStack() as stack:
+        tables = [stack.enter_context(kept(rows, level=FIT_LEVEL)) for rows in (parts, validation) if rows is not None]
         if folds:
             held = [F.col(_FOLD) == number for number in range(folds)]
-            yield [Pair(kept[0].where(~out), kept[0].where(out)) for out in held]
+            yield [Pair(tables[0].where(~out), tables[0].where(out)) for out in held]
         else:
-            yield [Pair(*kept)]
-    finally:
-        for rows in kept:
-            rows.unpersist()
+            yield [Pair(*tables)]
 
 
 @contextmanager

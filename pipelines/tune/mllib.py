@@ -10,7 +10,7 @@ from pyspark.ml import Model
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from pipelines.assemble import assemble, assembled
+from pipelines.assemble import assemble
 from pipelines.classic import checkpoints, fit, make_estimator, read_by, rows_to_fit, without_summary
 from pipelines.clusters import measure_clusters
 from pipelines.config import Config
@@ -35,9 +35,7 @@ def objective(given: Given, wanted: Estimator, train: Snapshot, validation: Snap
     spark, contract, name = get_session(config), read_by(wanted, train.contract), wanted.estimator
     keep = [column.name for column in contract.columns if column.kind in ("row_id", "label")]
     tables = [
-        None
-        if table is None
-        else assemble(read_table(spark, table), contract, estimator=name).select(*keep, *assembled(name))
+        None if table is None else assemble(read_table(spark, table), contract, estimator=name, keep=keep)
         for table in (train, validation)
     ]
     assert tables[0] is not None
