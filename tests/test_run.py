@@ -233,7 +233,7 @@ def test_a_refusal_registers_nothing(chain: Path, capsys: Capture) -> None:
 
 
 def test_each_version_carries_where_it_came_from(chain: Path) -> None:
-    client = tracking._mlflow().MlflowClient()
+    client = tracking.mlflow_client()
     newest = max(client.search_model_versions("name = 'chain'"), key=lambda v: int(v.version))
     tags = newest.tags
     assert Path(tags["headrace.delta_path"]) == table_path("chain", "features/train")
@@ -248,7 +248,7 @@ def test_an_audit_derives_again_what_trained_a_run(chain: Path) -> None:
     audit = audit_run(receipt.run_id)
     assert audit.differences == [] and len(audit.epochs) == len(receipt.result["epochs"])
     assert audit.snapshot.rows == receipt.result["epochs"][0]["rows"]
-    client = tracking._mlflow().MlflowClient()
+    client = tracking.mlflow_client()
     parent = client.get_run(receipt.run_id).data.tags["mlflow.parentRunId"]
     assert audit_run(parent).run_id == receipt.run_id and "each of these rows once" in as_text(audit)
     client.set_tag(receipt.run_id, "headrace.training.row_digest", "1:0")
@@ -275,7 +275,7 @@ def test_an_audit_tells_which_models_saw_a_row(chain: Path) -> None:
 
 
 def test_runs_in_mlflow(chain: Path) -> None:
-    client = tracking._mlflow().MlflowClient()
+    client = tracking.mlflow_client()
     experiment = client.get_experiment_by_name("chain")
     runs = client.search_runs([experiment.experiment_id], max_results=500)
     assert {run.info.status for run in runs} <= {"FINISHED", "FAILED"}, "none is left running"
@@ -326,7 +326,7 @@ def test_unseen_categories_and_new_files_at_scoring_time(chain: Path, tmp_path: 
 
 def test_old_pipeline_runs_are_removed_by_the_stated_rule(chain: Path) -> None:
     config: Any = load_config(chain)
-    client = tracking._mlflow().MlflowClient()
+    client = tracking.mlflow_client()
     experiment = client.get_experiment_by_name("chain").experiment_id
     registered = {version.run_id for version in client.search_model_versions("name = 'chain'")}
     assert tracking.prune_runs(config.workload, keep=1) > 0

@@ -91,7 +91,7 @@ def test_a_grid_of_two_estimators(features: Path, capsys: Capture) -> None:
     assert tree["trials"][0]["value"] == tree["as_written"] <= tree["value"] and tree["params"]["maxDepth"] > 1
     assert receipts["tune"].result["best"]["DecisionTreeClassifier"] == tree["params"]
     assert "candidate" in out and f"{regression['value']:.5f}" in out
-    client = tracking._mlflow().MlflowClient()
+    client = tracking.mlflow_client()
     logged = client.get_run(receipts["classic"].run_id).data.params
     assert logged["LogisticRegression.elasticNetParam"] == str(best_params["elasticNetParam"])
     experiment = client.get_experiment_by_name("tiny").experiment_id
