@@ -73,7 +73,7 @@ def main() -> int:
 
     from pipelines.config import load_config
     from pipelines.features.apply import transform
-    from pipelines.score import loaded, predict
+    from pipelines.predict import loaded, predict
     from pipelines.session import get_session, stop_session
 
     ref, plain = log_network()

@@ -25,8 +25,8 @@ from pipelines.gate import Verdict, judge
 from pipelines.lake import LabelSpec, Snapshot, scratch_path, table_path
 from pipelines.leaderboard import table as leaderboard_table
 from pipelines.metrics import Measured, Metrics, by_slice, confusion, histograms, measure, row_values, sampled
+from pipelines.predict import Loaded, loaded, measure_speed, predict
 from pipelines.ranking import Ranking, rank_all
-from pipelines.score import Loaded, loaded, measure_speed, predict
 from pipelines.session import get_session, spark_progress
 from pipelines.stage import Given, Made
 from pipelines.tables import kept, read_table, write_table

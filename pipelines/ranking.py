@@ -18,8 +18,8 @@ from pipelines.config.recommend import RANKED
 from pipelines.features.fitted import FittedFeatures
 from pipelines.lake import Recommended, scratch_path, table_path
 from pipelines.metrics import Metrics, paired
+from pipelines.predict import Loaded, factors
 from pipelines.recommend import USER, USER_ID, Factors, choices, histories, items_in, kept_factors, top_k
-from pipelines.score import Loaded, factors
 from pipelines.tables import kept, read_table, write_table
 
 POPULARITY = "popularity"

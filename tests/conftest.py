@@ -76,10 +76,10 @@ def lake(tmp_path: Path, session_lake: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture(scope="session")
 def spark(session_lake: Path) -> Iterator[object]:
     """The one Spark session of the tests."""
-    from pipelines import score, session
+    from pipelines import predict, session
     from pipelines.config import load_config
 
-    score.TIMED_ROWS = 1000
+    predict.TIMED_ROWS = 1000
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HEADRACE_LAKE", str(session_lake))
         patch.setenv("SPARK_SUBMIT_OPTS", f"{QUICK} -Dspark.python.daemon.module=tests.python_daemon")

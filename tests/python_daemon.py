@@ -12,7 +12,7 @@ import torch._dynamo
 import torch.export._trace
 from pyspark.daemon import manager
 
-import pipelines.score
+import pipelines.predict
 
 __all__ = ["mlflow", "pandas", "pipelines", "torch"]
 

@@ -15,7 +15,7 @@ from pipelines.arrays import as_column
 from pipelines.features.apply_arrow import ArrowFeatures
 from pipelines.features.fitted import Bundle
 from pipelines.features.raw_rows import to_table
-from pipelines.score import apply_classic, readable
+from pipelines.predict import apply_classic, readable
 from pipelines.session import local_session
 
 if TYPE_CHECKING:

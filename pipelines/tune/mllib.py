@@ -19,7 +19,7 @@ from pipelines.config.tuning import with_values
 from pipelines.errors import DataError, one_line
 from pipelines.lake import Contract, LabelSpec, Snapshot, scratch_path
 from pipelines.metrics import measure
-from pipelines.score import answers
+from pipelines.predict import answers
 from pipelines.session import get_session, spark_progress
 from pipelines.stage import Given
 from pipelines.tables import read_table

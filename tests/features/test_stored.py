@@ -18,7 +18,7 @@ from pipelines.features.apply_arrow import ArrowFeatures
 from pipelines.features.fit import fit
 from pipelines.features.fitted import FittedCategory, FittedFeatures
 from pipelines.lake import table_path
-from pipelines.score import loaded
+from pipelines.predict import loaded
 from pipelines.tracking import ModelRef
 from tests.stages import run
 
