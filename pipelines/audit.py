@@ -143,7 +143,7 @@ def _row_id(config: Config, key: str) -> int:
         raise ConfigError(f"ROW: wanted {wanted} or row_id=NUMBER, seen {key!r}")
     from pyspark.sql import functions as F
 
-    spark = get_session(config)
+    spark = get_session(config, keeps_events=False)  # `make profile` is of the stages
     kinds = {**config.source.columns, **dict(zip(POSITION, ("string", "bigint"), strict=True))}
     row = spark.createDataFrame([tuple(values)], ", ".join(f"`{name}` string" for name in names))
     found = row.select(F.xxhash64(*[F.col(name).cast(kinds[name]) for name in names])).first()

@@ -4,6 +4,7 @@ import json
 
 from pipelines import __version__, tracking
 from pipelines.errors import LakeError, Refused
+from pipelines.features.fitted import BUNDLE_FILE, FittedFeatures
 from pipelines.gate import Verdict
 from pipelines.lake import Snapshot
 from pipelines.leaderboard import table as leaderboard_table
@@ -11,6 +12,7 @@ from pipelines.stage import Given, Made
 from pipelines.tracking import ModelRef
 
 ALIAS = "champion"
+_TAG_CHARACTERS = 90_000  # MLflow takes 100,000
 
 
 def build(given: Given) -> Made:
@@ -60,13 +62,17 @@ def _tags(given: Given, verdict: Verdict) -> dict[str, str]:
     """What a version carries: data, code, transform and verdict."""
     features = given.inputs["features"].result
     snapshot = Snapshot.model_validate(features["snapshots"]["train"])
+    fitted = json.dumps(features["fitted"], separators=(",", ":"))
+    if len(fitted) > _TAG_CHARACTERS:
+        digest = FittedFeatures.model_validate(features["fitted"]).digest
+        fitted = json.dumps({"digest": digest, "file": BUNDLE_FILE})  # which lies beside the model
     return {
         "headrace.delta_path": snapshot.table,
         "headrace.delta_version": str(snapshot.version),
         "headrace.file_digest": snapshot.digest,
         "headrace.row_digest": snapshot.row_digest,
         "headrace.code_version": __version__,
-        "headrace.features": json.dumps(features["fitted"], separators=(",", ":"))[:90_000],
+        "headrace.features": fitted,
         "headrace.verdict": verdict.model_dump_json(),
     }
 

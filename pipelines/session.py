@@ -81,8 +81,12 @@ def active_session() -> "SparkSession | None":
     return SparkSession.getActiveSession()
 
 
-def get_session(config: Config) -> "SparkSession":
+def get_session(config: Config, *, keeps_events: bool = True) -> "SparkSession":
     """The process's one session, started when first asked for.
+
+    Args:
+        config: Whose work it is for.
+        keeps_events: Whether Spark logs what it does, for `make profile`.
 
     Raises:
         LakeError: The master is not local and the config does not say that all nodes see the lake.
@@ -103,7 +107,7 @@ def get_session(config: Config) -> "SparkSession":
         os.environ["PYSPARK_SUBMIT_ARGS"] = f"--properties-file {shlex.quote(str(_properties_file))} pyspark-shell"
     builder = SparkSession.builder.appName(f"headrace {config.workload}")
     builder = builder.config("spark.executorEnv.PYTHONPATH", str(_packaged()))  # not read in local mode
-    if not under_spark_submit() and "spark.eventLog.enabled" not in _properties():
+    if keeps_events and not under_spark_submit() and "spark.eventLog.enabled" not in _properties():
         for key, value in _event_log(config.workload).items():
             builder = builder.config(key, value)
     _keep_own_sigint()

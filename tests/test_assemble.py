@@ -1,13 +1,16 @@
 """Each MLlib family gets its inputs as it should: ids never as numbers, sparse vectors sparse."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pyspark import cloudpickle
 from pyspark.ml.linalg import DenseVector, SparseVector
 from pyspark.sql import DataFrame, SparkSession
 
-from pipelines.assemble import VECTOR, assemble, num_bins, vector_size
+from pipelines.assemble import VECTOR, _to_vectors, assemble, num_bins, vector_size
 from pipelines.lake import Contract, Snapshot
 from pipelines.stream.reader import Arrays, read_shards
 from pipelines.stream.shards import shards_of
@@ -93,6 +96,15 @@ def test_the_schema_names_no_value_of_a_vocabulary(spark: SparkSession, tmp_path
         assert vector.values.tolist() == [*map(float, dense), 1.0, 1.0]  # type: ignore[attr-defined]
     for estimator in (LINEAR, TREE):
         assert len(assemble(rows, contract, estimator=estimator, keep=["row_id"]).schema.json()) < 5000
+
+
+def test_sparks_workers_need_not_have_the_package() -> None:
+    """A logged model may be applied in any Spark session."""
+    code = "import pickle, sys; sys.modules['pipelines'] = None; print(list(pickle.load(sys.stdin.buffer)([])))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=cloudpickle.dumps(_to_vectors(3)), capture_output=True, check=True
+    )
+    assert done.stdout.strip() == b"[]"
 
 
 @pytest.mark.parametrize("estimator", [LINEAR, TREE])

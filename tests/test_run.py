@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -12,10 +13,12 @@ import yaml
 from pyspark.sql import SparkSession
 
 from pipelines import receipt as receipt_module
-from pipelines import tracking
+from pipelines import register, tracking
 from pipelines.audit import as_text, audit_row, audit_run
 from pipelines.config import load_config
 from pipelines.errors import ConfigError, LakeError, Refused, TrackingError
+from pipelines.features.fitted import FittedFeatures
+from pipelines.gate import Verdict
 from pipelines.lake import Snapshot, receipt_path, table_path
 from pipelines.receipt import changed, read_receipt
 from pipelines.register import rollback
@@ -240,6 +243,16 @@ def test_each_version_carries_where_it_came_from(chain: Path) -> None:
     assert int(tags["headrace.delta_version"]) >= 0 and len(tags["headrace.file_digest"]) == 64
     assert json.loads(tags["headrace.verdict"])["passed"] and json.loads(tags["headrace.features"])["inputs"]
     assert tags["headrace.code_version"]
+
+
+def test_a_transform_too_long_for_a_tag_is_named(chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    receipts = {name: read_receipt(receipt_path("chain", name)) for name in ("features", "evaluate")}
+    assert receipts["features"] is not None and receipts["evaluate"] is not None
+    verdict = Verdict.model_validate(receipts["evaluate"].result["verdict"])
+    monkeypatch.setattr(register, "_TAG_CHARACTERS", 100)
+    tag = json.loads(register._tags(SimpleNamespace(inputs=receipts), verdict)["headrace.features"])
+    fitted = FittedFeatures.model_validate(receipts["features"].result["fitted"])
+    assert tag == {"digest": fitted.digest, "file": "headrace.json"}
 
 
 def test_an_audit_derives_again_what_trained_a_run(chain: Path) -> None:
