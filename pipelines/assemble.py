@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark.ml.functions import array_to_vector
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import Column as SparkColumn
@@ -44,7 +45,9 @@ def assemble(rows: DataFrame, contract: Contract, *, estimator: str, keep: Seque
     *starts, size = accumulate((_num_places(column, one_hot=one_hot) for column in columns), initial=0)
     values = F.concat(*(_values(column, one_hot=one_hot) for column in columns))
     if any(column.kind == "sparse_ids" or (column.kind == "ids" and one_hot) for column in columns):
-        ids = F.concat(*(_places(column, start) for column, start in zip(columns, starts, strict=True)))
+        ids = F.concat(
+            *(_places(column, start, one_hot=one_hot) for column, start in zip(columns, starts, strict=True))
+        )
         vectors = sparse_vectors(rows, ids, values, size=size, name=VECTOR, keep=keep)
     else:
         vectors = rows.select(*keep, array_to_vector(values).alias(VECTOR))
@@ -102,10 +105,10 @@ def _values(column: Column, *, one_hot: bool) -> SparkColumn:
             return F.col(column.name).cast("array<double>")
 
 
-def _places(column: Column, start: int) -> SparkColumn:
+def _places(column: Column, start: int, *, one_hot: bool) -> SparkColumn:
     """Where a column's values stand in a sparse vector, in which its places begin at `start`."""
     match column.kind:
-        case "ids":
+        case "ids" if one_hot:
             starts = accumulate(column.sizes[:-1], initial=start)
             return F.array(*(F.col(column.name)[place] + first for place, first in enumerate(starts)))
         case "sparse_ids":
@@ -125,13 +128,15 @@ def sparse_vectors(
     Args:
         rows: With the columns of the expressions.
         ids: An array, which rises.
-        weights: Likewise; those of 0 are left out.
+        weights: Likewise; those of 0 are left out, and missing ones.
         size: Places of a vector.
         name: Of the vector's column.
         keep: Columns to pass through.
     """
     fields = [*(rows.schema[column] for column in keep), StructField(name, VectorUDT())]
-    parts = rows.select(*keep, ids.cast("array<int>").alias(name), weights.cast("array<double>").alias("weights"))
+    parts = rows.select(
+        *keep, ids.cast("array<int>").alias(name), weights.cast("array<double>").alias(f"{name}_weights")
+    )
     return parts.mapInArrow(_to_vectors(size), StructType(fields))
 
 
@@ -139,7 +144,7 @@ def _to_vectors(size: int) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.R
     def convert(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             *kept, ids, weights = batch.columns
-            values = weights.flatten().to_numpy(zero_copy_only=False)
+            values = pc.fill_null(weights.flatten(), 0.0).to_numpy()
             is_kept = values != 0
             ends = np.cumsum(ids.value_lengths().to_numpy(zero_copy_only=False))
             num_kept = np.append(0, np.cumsum(is_kept))

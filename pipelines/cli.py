@@ -122,10 +122,17 @@ def explain(error: BaseException) -> HeadraceError:
     if isinstance(error, HeadraceError):
         return error
     text = _whole_text(error)
-    lost = sys.modules["pipelines.session"].lost_jvm() if "pipelines.session" in sys.modules else None
-    if "OutOfMemoryError" in text + (lost or ""):
+    session = sys.modules.get("pipelines.session")
+    lost = session.lost_jvm() if session else None
+    text += f"\n{lost or ''}"
+    if ours := re.search(r"pipelines\.errors\.\w+: (.+)", text):
+        return DataError(ours.group(1).strip())
+    if is_full_disk(text) or getattr(error, "errno", 0) == errno.ENOSPC:
+        return LakeError(f"{lake_root()}: the disk is full; free space and run the same command again")
+    if "OutOfMemoryError" in text:
+        properties = session.properties_file() if session else None
         return LakeError(
-            "Spark has not enough memory: raise spark.driver.memory in conf/spark.conf, on a cluster "
+            f"Spark has not enough memory: raise spark.driver.memory in {properties or 'its properties'}, on a cluster "
             "spark.executor.memory, and run the same command again"
         )
     if lost is not None:
@@ -135,10 +142,6 @@ def explain(error: BaseException) -> HeadraceError:
             else "it wrote no error; something may have killed it"
         )
         return LakeError(f"Spark's JVM ended: {said}; the same command goes on where it stopped")
-    if ours := re.search(r"pipelines\.errors\.\w+: (.+)", text):
-        return DataError(ours.group(1).strip())
-    if is_full_disk(text) or getattr(error, "errno", 0) == errno.ENOSPC:
-        return LakeError(f"{lake_root()}: the disk is full; free space and run the same command again")
     if "FAILED_READ_FILE" in text:
         file = re.search(r"file:/*(/\S+?)[.,]?\s", text)
         cause = re.search(r"Caused by: (?:[\w.$]+\.)?(\w+(?:Exception|Error)[^\n]*)", text)

@@ -166,10 +166,12 @@ def _score_all(
 
 def _measure_clusters(features: DataFrame, model: Loaded) -> dict[str, Metrics]:
     """Metrics of a clusterer by split."""
-    rows = assemble(features, model.bundle.contract, estimator=model.bundle.name, keep=["_split"])
-    fitted = model.pipeline.stages[-1]
-    splits = [row["_split"] for row in features.select("_split").distinct().collect()]
-    return {split: measure_clusters(fitted, rows.where(F.col("_split") == split)) for split in splits}
+    measured = {}
+    for (split,) in features.select("_split").distinct().collect():
+        rows = features.where(F.col("_split") == split)
+        rows = assemble(rows, model.bundle.contract, estimator=model.bundle.name, keep=[])
+        measured[split] = measure_clusters(model.pipeline.stages[-1], rows)
+    return measured
 
 
 def _check_rows(measured: dict[tuple[str, str], Measured], snapshots: dict[str, Snapshot]) -> None:

@@ -147,9 +147,9 @@ def _of_input(spark: SparkSession, tables: dict[str, Snapshot], name: str, wante
     for split, snapshot in tables.items():
         assert snapshot.contract is not None, "a feature table carries its contract"
         rows = read_table(spark, snapshot)
-        if isinstance(wanted, NearSets):
-            rows = rows.where(F.exists(f"{wanted.input}_weights", lambda weight: weight != 0))
         contract = snapshot.contract.of_inputs([wanted.input])
+        if contract.inputs[0].kind == "sparse_ids":
+            rows = rows.where(F.exists(f"{wanted.input}_weights", lambda weight: weight != 0))
         rows = assemble(rows, contract, estimator=name, keep=["row_id"])
         parts.append(rows.select("row_id", F.lit(split).alias("split"), VECTOR))
     return reduce(DataFrame.unionByName, parts)

@@ -54,6 +54,11 @@ def use_properties(path: str | Path) -> None:
     _properties_file = Path(path)
 
 
+def properties_file() -> Path | None:
+    """The file that Spark's properties are taken from; None where spark-submit was told."""
+    return None if under_spark_submit() else _properties_file
+
+
 def under_spark_submit() -> bool:
     """Whether this process was started by spark-submit."""
     return "PYSPARK_GATEWAY_PORT" in os.environ
@@ -208,7 +213,8 @@ def _hush_lost_jvm() -> None:
 
 
 def lost_jvm() -> str | None:
-    """The last error that the JVM of this process wrote, or "" for none, where it ended by itself; None while it runs."""
+    """Why the JVM of this process ended by itself: that it had not enough memory, or else its last error, "" where it
+    wrote none; None while it runs."""
     process = None
     if "pyspark" in sys.modules:
         from pyspark import SparkContext
@@ -222,9 +228,14 @@ def lost_jvm() -> str | None:
         return None
     with contextlib.suppress(OSError), _log_path().open("rb") as log:
         log.seek(_log_begin)
-        errors = re.findall(r"\b[\w.]+(?:Error|Exception): .*", log.read().decode(errors="replace"))
-        return errors[-1] if errors else ""
+        return _last_error(log.read().decode(errors="replace"))
     return ""
+
+
+def _last_error(text: str) -> str:
+    """The last error of a JVM's log; one of memory before those that follow from it."""
+    errors = re.findall(r"\b\w+\.[\w.]*(?:Error|Exception)\b(?:: .*)?", text)
+    return next((error for error in reversed(errors) if "OutOfMemoryError" in error), errors[-1] if errors else "")
 
 
 def stop_session() -> None:

@@ -11,7 +11,7 @@ from pyspark.ml.linalg import DenseVector, SparseVector
 from pyspark.sql import DataFrame, SparkSession
 
 from pipelines.assemble import VECTOR, _to_vectors, assemble, num_bins, vector_size
-from pipelines.lake import Contract, Snapshot
+from pipelines.lake import Column, Contract, Snapshot
 from pipelines.stream.reader import Arrays, read_shards
 from pipelines.stream.shards import shards_of
 from pipelines.tables import read_table
@@ -108,7 +108,18 @@ def test_sparks_workers_need_not_have_the_package() -> None:
 
 
 @pytest.mark.parametrize("estimator", [LINEAR, TREE])
-def test_all_kinds_together(spark: SparkSession, tmp_path: Path, estimator: str) -> None:
-    contract, rows, arrays = table(spark, tmp_path / "t", IDS, IMAGE, DENSE)
-    for vector in vectors(assemble(rows, contract, estimator=estimator, keep=["row_id"]), arrays):
-        assert vector.size == vector_size(contract, estimator=estimator)  # type: ignore[attr-defined]
+@pytest.mark.parametrize("others", [(), SPARSE])
+def test_all_kinds_together(spark: SparkSession, tmp_path: Path, estimator: str, others: tuple[Column, ...]) -> None:
+    contract, rows, arrays = table(spark, tmp_path / "t", IDS, *others, IMAGE, DENSE)
+    if others:
+        words = "transform(sequence(0, 2), i -> cast(i * 2 as bigint)) as words_ids"
+        rows = rows.drop("words_ids", "words_weights")
+        rows = rows.selectExpr("*", words, "array(0f, 0.5f, cast(null as float)) as words_weights")
+    assembled = assemble(rows, contract, estimator=estimator, keep=["row_id"])
+    for at, vector in enumerate(vectors(assembled, arrays)):
+        p, q = arrays["ids"][at]
+        ids = np.array([p, q]) if estimator == TREE else np.concatenate([np.eye(5)[p], np.eye(3)[q]])
+        bag = [[0, 0, 0.5, 0, 0, 0, 0]] if others else []
+        wanted = np.concatenate([ids, *bag, arrays["image"][at].ravel() / 255 * 2 - 1, arrays["dense"][at]])
+        assert vector.size == vector_size(contract, estimator=estimator) == len(wanted)  # type: ignore[attr-defined]
+        np.testing.assert_allclose(vector.toArray(), wanted, atol=1e-12)  # type: ignore[attr-defined]

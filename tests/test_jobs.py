@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from pipelines.cli import explain
+from pipelines.session import _last_error
 from tests.conftest import ROOT
 from tests.faults import SEED, STAGES, Bench, check_full_disk, on_a_full_disk
 
@@ -123,8 +124,18 @@ def test_a_jvm_that_ends_is_told_in_a_line(
     said = "error: Spark's JVM ended: it wrote no error; something may have killed it; the same command goes on"
     assert [line.startswith(said) for line in err.splitlines() if not line.startswith("  ")] == [True], err
     bench.finish("ingest")
+
+
+def test_why_a_jvm_ended() -> None:
     found = str(explain(RuntimeError("Job aborted: java.lang.OutOfMemoryError: Java heap space")))
     assert found.startswith("Spark has not enough memory: raise spark.driver.memory")
+    follows = "org.apache.spark.SparkException: Job 6 cancelled because SparkContext was shut down"
+    bare = "Exception in thread x java.lang.StackOverflowError"
+    assert _last_error(f"a\njava.lang.OutOfMemoryError: Java heap space\n  at b.c\n{follows}\n").startswith(
+        "java.lang.Out"
+    )
+    assert _last_error(f"{follows}\n{bare}\n\tat d.e(F.java:1)\n") == "java.lang.StackOverflowError"
+    assert _last_error("all is well\n") == ""
 
 
 @pytest.mark.faults

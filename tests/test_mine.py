@@ -81,6 +81,7 @@ def write(tmp_path: Path, workload: Callable[..., Path]) -> Iterator[Callable[..
         inputs = {
             "words": {"columns": ["words"], "steps": ["vocabulary", {"bag": {"length": 6}}]},
             "x": {"columns": ["x"], "steps": [{"vector": {"width": 3}}]},
+            "visit": {"columns": ["page", "user"], "steps": ["vocabulary"]},
         }
         return workload(
             source={"format": "parquet", "paths": str(path), "schema": SCHEMA, "key": ["n"]},
@@ -146,13 +147,14 @@ def test_all_is_found(spark: SparkSession, lake: Path, write: Callable[..., Path
 def test_items_of_several_rows_and_what_mllib_refuses(
     spark: SparkSession, lake: Path, write: Callable[..., Path]
 ) -> None:
-    """Sets gathered by a column, rows of nobody left out; then edges of a weight that stops the stage, after which the
+    """Sets gathered by a column, rows of nobody left out; sets of ids; then edges of a weight that stops the stage, after which the
     tables made before it stand."""
     rows = planted()
     rows["weight"] = [-1] * NUM_ROWS
     rows["user"] = [None if number % 3 == 0 else user for number, user in enumerate(rows["user"])]
     mine = {
         "FPGrowth": {"items": "page", "by": "user", "minSupport": 0.2},
+        "MinHashLSH": {"input": "visit", "max_distance": 0.1},
         "PowerIterationClustering": {"src": "src", "dst": "dst", "weight": "weight"},
     }
     path = write(mine, rows)
@@ -163,6 +165,9 @@ def test_items_of_several_rows_and_what_mllib_refuses(
     kept = spark.read.format("delta").load(str(lake / "tables/tiny/mined/frequent_sets")).collect()
     wanted = {items: num for items, num in counts.items() if num >= 0.2 * sum(map(bool, visits))}
     assert {frozenset(row["items"]): row["freq"] for row in kept} == wanted and len(wanted) > 3
+    near = spark.read.format("delta").load(str(lake / "tables/tiny/mined/near_sets"))
+    alike = Counter(zip(rows["page"], rows["user"], strict=True)).values()
+    assert near.count() == sum(num * (num - 1) // 2 for num in alike) > 0, "ids as well as lists of them"
 
 
 @pytest.mark.parametrize(

@@ -52,8 +52,12 @@ def whole_aggregates(name: str, config: Config) -> dict[str, Column]:
             found = {f"{name}:unfit": F.count_if(~_is_vector(group))}
             return found | ({f"{name}:moments": _moments(group)} if len(group.steps) > 1 else {})
         case "sparse":
-            size, ids = sparse_size(config.source.columns[group.columns[0]]), F.col(f"{group.columns[0]}.ids")
-            unfit = column.isNull() | F.exists(ids, lambda i: (i < 0) | (i >= size))
+            size, (ids, values) = (
+                sparse_size(config.source.columns[group.columns[0]]),
+                (column["ids"], column["values"]),
+            )
+            unfit = column.isNull() | F.exists(ids, lambda i: (i < 0) | (i >= size)) | F.exists(values, _is_hole)
+            unfit |= F.size(ids) != F.size(values)
             return {f"{name}:unfit": F.count_if(unfit), f"{name}:width": F.coalesce(F.max(F.size(ids)), F.lit(1))}
     if group.weights:
         lengths = [F.coalesce(F.size(c), F.lit(0)) for c in (group.columns[0], group.weights[0])]
@@ -118,9 +122,12 @@ def fit_whole(
 
 def _is_vector(group: Input) -> Column:
     column = F.col(group.columns[0])
-    hole = F.exists(column, lambda x: x.isNull() | F.isnan(x.cast("double")))
     width: int = group.steps[0].options.width
-    return column.isNotNull() & (F.size(column) == width) & ~hole
+    return column.isNotNull() & (F.size(column) == width) & ~F.exists(column, _is_hole)
+
+
+def _is_hole(number: Column) -> Column:
+    return number.isNull() | F.isnan(number.cast("double"))
 
 
 def _moments(group: Input) -> Column:

@@ -20,7 +20,7 @@ from pipelines.errors import DataError, one_line
 from pipelines.lake import Contract, LabelSpec, Snapshot, scratch_path
 from pipelines.metrics import measure
 from pipelines.predict import answers
-from pipelines.session import get_session, spark_progress
+from pipelines.session import get_session, lost_jvm, spark_progress
 from pipelines.stage import Given
 from pipelines.tables import read_table
 from pipelines.tune.folds import Pair, kept_pairs
@@ -50,6 +50,8 @@ def objective(given: Given, wanted: Estimator, train: Snapshot, validation: Snap
             try:
                 return _mean(attempt, pairs, estimator, contract, config)
             except (PySparkException, Py4JError) as error:
+                if lost_jvm() is not None:
+                    raise  # ends the search, and is no trial of it
                 raise DataError(f"{name}: {one_line(str(error), limit=300)}") from None
 
         yield attempted
