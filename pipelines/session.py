@@ -209,7 +209,11 @@ def _hush_lost_jvm() -> None:
     from pyspark.accumulators import AccumulatorServer
 
     AccumulatorServer.handle_error = lambda *_: None  # type: ignore[method-assign]
-    logging.getLogger("py4j").setLevel(logging.CRITICAL)  # it raises as well
+    logging.getLogger().addFilter(_is_not_py4js)  # which it tells the root logger, and raises as well
+
+
+def _is_not_py4js(record: logging.LogRecord) -> bool:
+    return record.module not in ("clientserver", "java_gateway")
 
 
 def lost_jvm() -> str | None:
