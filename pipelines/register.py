@@ -4,7 +4,7 @@ import json
 
 from pipelines import __version__, tracking
 from pipelines.errors import LakeError, Refused
-from pipelines.features.fitted import BUNDLE_FILE, FittedFeatures
+from pipelines.features.fitted import BUNDLE_FILE
 from pipelines.gate import Verdict
 from pipelines.lake import Snapshot
 from pipelines.leaderboard import table as leaderboard_table
@@ -47,7 +47,7 @@ def build(given: Given) -> Made:
         evaluation.run_id,
         alias=ALIAS,
         evaluation=evaluation.digest,
-        tags=_tags(given, verdict),
+        tags=_tags(given, ref, verdict),
         note=f"{ref.name}, passed by the gate\n```\n{leaderboard_table(evaluation.result)}\n```",
     )
     return _made(given, version, ref, f"{ref.name} is now version {version}, the champion")
@@ -58,14 +58,13 @@ def _made(given: Given, version: int, ref: ModelRef, line: str) -> Made:
     return Made(rows=given.inputs["evaluate"].result["rows"]["test"], result=result, lines=[line])
 
 
-def _tags(given: Given, verdict: Verdict) -> dict[str, str]:
+def _tags(given: Given, ref: ModelRef, verdict: Verdict) -> dict[str, str]:
     """What a version carries: data, code, transform and verdict."""
     features = given.inputs["features"].result
     snapshot = Snapshot.model_validate(features["snapshots"]["train"])
     fitted = json.dumps(features["fitted"], separators=(",", ":"))
     if len(fitted) > _TAG_CHARACTERS:
-        digest = FittedFeatures.model_validate(features["fitted"]).digest
-        fitted = json.dumps({"digest": digest, "file": BUNDLE_FILE})  # which lies beside the model
+        fitted = json.dumps({"digest": ref.features, "file": BUNDLE_FILE})  # which lies beside the model
     return {
         "headrace.delta_path": snapshot.table,
         "headrace.delta_version": str(snapshot.version),

@@ -230,10 +230,7 @@ def lost_jvm() -> str | None:
         process.wait(1)  # who asked it may be told sooner
     if process.returncode is None:
         return None
-    with contextlib.suppress(OSError), _log_path().open("rb") as log:
-        log.seek(_log_begin)
-        return _last_error(log.read().decode(errors="replace"))
-    return ""
+    return _last_error(_jvm_log())
 
 
 def _last_error(text: str) -> str:
@@ -287,6 +284,14 @@ def _log_path() -> Path:
     return lake_root() / "logs" / "spark.log"
 
 
+def _jvm_log() -> str:
+    """What this process's JVM wrote; nothing where it was not told to write there."""
+    with contextlib.suppress(OSError), _log_path().open("rb") as log:
+        log.seek(_log_begin)
+        return log.read().decode(errors="replace")
+    return ""
+
+
 @contextlib.contextmanager
 def _quiet_start() -> Iterator[None]:
     """Send what the new JVM writes to stderr to a log file, and show that file's errors if it does not start."""
@@ -306,10 +311,9 @@ def _quiet_start() -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            with log.open("rb") as written:
-                written.seek(_log_begin)
-                lines = written.read().decode(errors="replace").splitlines()
-            seen = [line for line in lines if "rror" in line or "xception" in line or "not found" in line]
+            seen = [
+                line for line in _jvm_log().splitlines() if "rror" in line or "xception" in line or "not found" in line
+            ]
             raise LakeError(
                 f"Spark did not start: {one_line(' | '.join(seen[:3]) or str(error))}; its whole log: {log}"
             ) from None

@@ -147,8 +147,8 @@ def test_all_is_found(spark: SparkSession, lake: Path, write: Callable[..., Path
 def test_items_of_several_rows_and_what_mllib_refuses(
     spark: SparkSession, lake: Path, write: Callable[..., Path]
 ) -> None:
-    """Sets gathered by a column, rows of nobody left out; sets of ids; then edges of a weight that stops the stage, after which the
-    tables made before it stand."""
+    """Sets gathered by a column, rows of nobody left out; sets of ids; then edges of a negative weight, after which the
+    tables of before stand."""
     rows = planted()
     rows["weight"] = [-1] * NUM_ROWS
     rows["user"] = [None if number % 3 == 0 else user for number, user in enumerate(rows["user"])]

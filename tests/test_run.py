@@ -23,6 +23,7 @@ from pipelines.lake import Snapshot, receipt_path, table_path
 from pipelines.receipt import changed, read_receipt
 from pipelines.register import rollback
 from pipelines.run import STAGES, depends_on, only_one
+from pipelines.tracking import ModelRef
 from tests.stages import ran, run
 
 Capture = pytest.CaptureFixture[str]
@@ -250,7 +251,8 @@ def test_a_transform_too_long_for_a_tag_is_named(chain: Path, monkeypatch: pytes
     assert receipts["features"] is not None and receipts["evaluate"] is not None
     verdict = Verdict.model_validate(receipts["evaluate"].result["verdict"])
     monkeypatch.setattr(register, "_TAG_CHARACTERS", 100)
-    tag = json.loads(register._tags(SimpleNamespace(inputs=receipts), verdict)["headrace.features"])
+    ref = ModelRef.model_validate(receipts["evaluate"].result["model"])
+    tag = json.loads(register._tags(SimpleNamespace(inputs=receipts), ref, verdict)["headrace.features"])
     fitted = FittedFeatures.model_validate(receipts["features"].result["fitted"])
     assert tag == {"digest": fitted.digest, "file": "headrace.json"}
 

@@ -14,7 +14,6 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
-from pyspark.storagelevel import StorageLevel
 
 from pipelines.config import Config
 from pipelines.config.features import NUMBERS, Features, Input, Label
@@ -24,6 +23,7 @@ from pipelines.features.apply import bucket, category_text, fold
 from pipelines.features.ragged import tokenized
 from pipelines.lake import ROW_ID
 from pipelines.session import result_bytes
+from pipelines.tables import kept
 
 INLINE_BYTES = 16 << 20  # of the values of all columns together that the fitted transform's JSON holds
 CLASSES_BYTES = 1 << 20  # of the values of a class label
@@ -79,8 +79,7 @@ def counted_values(rows: DataFrame, config: Config) -> Iterator[Counted]:
     if not places and features.label_kind in (*NUMBERS, "none"):
         yield Counted()
         return
-    counts = _counts(rows, config, places).persist(StorageLevel.MEMORY_AND_DISK)
-    try:
+    with kept(_counts(rows, config, places)) as counts:
         size = F.sum(F.coalesce(F.octet_length("value"), F.lit(0)) + 8).alias("size")
         sizes = {row["place"]: int(row["size"]) for row in counts.groupBy("place").agg(size).collect()}
         is_unique = sizes.pop(_KEY, None) is None
@@ -98,8 +97,6 @@ def counted_values(rows: DataFrame, config: Config) -> Iterator[Counted]:
             label={count.value: count for count in found[_LABEL]},
             is_unique=is_unique,
         )
-    finally:
-        counts.unpersist()
 
 
 def _fitting(sizes: Mapping[int, int], limit: int) -> list[int]:

@@ -52,10 +52,8 @@ def whole_aggregates(name: str, config: Config) -> dict[str, Column]:
             found = {f"{name}:unfit": F.count_if(~_is_vector(group))}
             return found | ({f"{name}:moments": _moments(group)} if len(group.steps) > 1 else {})
         case "sparse":
-            size, (ids, values) = (
-                sparse_size(config.source.columns[group.columns[0]]),
-                (column["ids"], column["values"]),
-            )
+            size = sparse_size(config.source.columns[group.columns[0]])
+            ids, values = column["ids"], column["values"]
             unfit = column.isNull() | F.exists(ids, lambda i: (i < 0) | (i >= size)) | F.exists(values, _is_hole)
             unfit |= F.size(ids) != F.size(values)
             return {f"{name}:unfit": F.count_if(unfit), f"{name}:width": F.coalesce(F.max(F.size(ids)), F.lit(1))}
