@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYSPARK_PYTHON ?= $(CURDIR)/$(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help doctor setup demo run plan profile layout audit $(STAGES) leaderboard rollback clean ui test test-faults check check-fast format docs bench bench-loader bench-features
+.PHONY: help doctor setup demo run plan profile layout audit $(STAGES) leaderboard rollback clean ui test test-faults check check-fast format docs bench bench-loader bench-features bench-assignment
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z$$()A-Z -]+:.*## / {sub(/\$$\(STAGES\)/, "<stage>", $$1); printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -91,3 +91,6 @@ bench-loader: $(STAMP)  ## Loaders side by side, and what the lanes promise
 
 bench-features: $(STAMP)  ## The features stage against its peers, and as rows grow (ARGS="--rows 20000")
 	@$(BIN)/python -m benchmarks.features $(ARGS)
+
+bench-assignment: $(STAMP)  ## The exact solver: seconds, gaps, and the greedy rules beside it
+	@$(BIN)/python -m benchmarks.assignment

@@ -3,8 +3,8 @@
 import torch
 import torch.distributed as dist
 
+from pipelines.assignment import balance_lanes
 from pipelines.stream import Batch, LaneLoader
-from pipelines.stream.assignment import balance_lanes
 from pipelines.train.clock import StepClock
 from pipelines.train.pace import Pace
 
