@@ -1,5 +1,7 @@
 """Networks that a config names by dotted path."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +21,39 @@ class Double(nn.Module):
         """Logits."""
         logits: Tensor = self.layers(torch.cat([x.double() for x in inputs], dim=1))
         return logits
+
+
+class _Joined(nn.Module):
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return torch.cat([x.double() for x in inputs], dim=1)
+
+
+class DoubleLayers(nn.Module):
+    """A deeper perceptron in float64 that names its layers, and pairs of them, as `mlp` and `gpt` do."""
+
+    def __init__(self, contract: Contract, outputs: int, *, width: int = 8, depth: int = 3) -> None:
+        super().__init__()
+        sizes = [sum(column.width for column in contract.inputs), *[width] * depth]
+        layers: list[nn.Module] = [_Joined()]
+        for before, after in pairwise(sizes):
+            layers += [nn.Linear(before, after), nn.Tanh()]
+        self.body, self.head = nn.Sequential(*layers, nn.LayerNorm(width)).double(), nn.Linear(width, outputs).double()
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Logits."""
+        x_BW = self.body[0](*inputs)
+        for layer in self.body[1:]:
+            x_BW = layer(x_BW)
+        logits: Tensor = self.head(x_BW)
+        return logits
+
+    def layers_in_order(self) -> list[nn.Module]:
+        """See `Layered`."""
+        return [*self.body, self.head]
+
+    def linear_pairs(self) -> list[tuple[list[str], str]]:
+        """See `Paired`."""
+        return [(["body.1"], "body.3")]
 
 
 class Normalized(nn.Module):

@@ -6,6 +6,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from pipelines.config import catalog
 from pipelines.config.base import Name, Positive, Section, known_name
+from pipelines.config.strategies import DataParallel, PipelineParallel, Strategy, group_size, what_is_learned
 
 
 class Estimator(Section):
@@ -147,6 +148,8 @@ HOW_NOT_WHAT = (  # settings of train that change how a network is learned, not 
     "read_threads",
     "memory_mb",
     "balance",
+    "strategy",
+    "micro_batches",
     "checkpoint",
     "timeout_s",
     "max_restarts",
@@ -172,7 +175,14 @@ class Train(Section):
     clip_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="Clip the norm of the gradient to this."
     )
-    strategy: Literal["data_parallel"] = Field(default="data_parallel", description="How the work is split.")
+    strategy: Strategy = Field(
+        default=DataParallel(), description="How the ranks share the work; a name, or with its parameters."
+    )
+    micro_batches: Positive | None = Field(
+        default=None,
+        description="Parts into which a rank cuts its rows of a batch: less memory, the same gradient. Default: 1; of a "
+        "pipeline up to four a stage.",
+    )
     launcher: Literal["auto", "spark", "torchrun"] = Field(
         default="auto",
         description="spark: TorchDistributor. torchrun: no Spark needed. auto: spark where a session is up or the "
@@ -208,8 +218,23 @@ class Train(Section):
     )
 
     @model_validator(mode="after")
+    def _strategy_fits(self) -> "Train":
+        name, size = self.strategy.name, group_size(self.strategy, self.ranks)
+        if self.ranks % size:
+            raise ValueError(f"strategy.size: wanted a divisor of the {self.ranks} ranks, seen {size}")
+        if self.balance == "auto" and size > 1:
+            raise ValueError(f"balance: wanted off with {name}, whose ranks read the same rows; seen auto")
+        is_1f1b = isinstance(self.strategy, PipelineParallel) and self.strategy.schedule == "1F1B"
+        if is_1f1b and self.num_micro_batches < size:
+            raise ValueError(
+                f"micro_batches: wanted one for each of the {size} stages with 1F1B, seen {self.num_micro_batches}; raise "
+                "it and batch_size, or set strategy.schedule: GPipe"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _lanes_fit(self) -> "Train":
-        batch, ranks = self.batch_size, self.ranks
+        batch, ranks = self.batch_size, self.data_ranks
         if self.lanes is None:
             if self.num_lanes < ranks:
                 better = ranks * max(1, round(batch / ranks))
@@ -228,7 +253,25 @@ class Train(Section):
     @property
     def num_lanes(self) -> int:
         """C, the lanes of the run."""
-        return self.lanes or default_lanes(self.batch_size, self.ranks)
+        return self.lanes or default_lanes(self.batch_size, self.data_ranks)
+
+    @property
+    def data_ranks(self) -> int:
+        """Parts into which the ranks split the rows."""
+        return self.ranks // group_size(self.strategy, self.ranks)
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Parts of a rank's batch."""
+        if self.micro_batches or not isinstance(self.strategy, PipelineParallel):
+            return self.micro_batches or 1
+        return max(1, min(4 * group_size(self.strategy, self.ranks), self.batch_size // self.data_ranks))
+
+    def learned(self) -> dict[str, Any]:
+        """The settings that say what is learned, however many ranks learn it."""
+        settings = self.model_dump(mode="json", exclude=set(HOW_NOT_WHAT)) | {"lanes": self.num_lanes}
+        strategy = what_is_learned(self.strategy)
+        return settings | ({"strategy": strategy, "ranks": self.ranks} if strategy else {})
 
 
 def default_lanes(batch_size: int, ranks: int) -> int:

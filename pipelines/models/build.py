@@ -30,6 +30,22 @@ class Ranker(Protocol):
         """The sum of the rows' losses, shape (), a function of the rows of each lane, so that ranks do not matter."""
 
 
+@runtime_checkable
+class Layered(Protocol):
+    """A network that names the layers which its forward pass goes through one behind the other."""
+
+    def layers_in_order(self) -> Sequence[nn.Module]:
+        """The first takes the network's inputs, each other what the one before it gives; one tensor."""
+
+
+@runtime_checkable
+class Paired(Protocol):
+    """A network that names pairs of linear layers which can be cut over ranks."""
+
+    def linear_pairs(self) -> Sequence[tuple[Sequence[str], str]]:
+        """Names of layers that take the same tensor, and of the one that takes what they give, element by element."""
+
+
 def build_network(model: Model, contract: Contract) -> nn.Module:
     """The network of a config's `model` section, on the CPU, with weights from torch's global generator.
 

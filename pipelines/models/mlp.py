@@ -39,3 +39,12 @@ class MLP(nn.Module):
         x_BF = self.inputs(*inputs)
         logits_BK: Tensor = self.head(self.hidden(x_BF))
         return logits_BK
+
+    def layers_in_order(self) -> Sequence[nn.Module]:
+        """See `Layered`."""
+        return [self.inputs, *self.hidden, self.head]
+
+    def linear_pairs(self) -> Sequence[tuple[Sequence[str], str]]:
+        """See `Paired`."""
+        names = [f"hidden.{place}" for place, layer in enumerate(self.hidden) if isinstance(layer, nn.Linear)]
+        return [([first], second) for first, second in zip(names[::2], names[1::2], strict=False)]

@@ -87,7 +87,9 @@ def forecast(snapshot: Snapshot, columns: tuple[Column, ...], train: Train, *, s
     )
     row = RowBytes(sum(c.bytes_per_row for c in columns), made=sum(c.scaled_bytes_per_row for c in columns))
     stored = dict(zip(snapshot.paths(), snapshot.files, strict=True))
-    ranks = tuple(_of_rank(plan, lanes, shards, stored, row, train) for lanes in assign_lanes(plan.lanes, train.ranks))
+    ranks = tuple(
+        _of_rank(plan, lanes, shards, stored, row, train) for lanes in assign_lanes(plan.lanes, train.data_ranks)
+    )
     sizes = [end - start for start, end in map(plan.lane_range, range(plan.lanes))]
     return Forecast(
         rows=plan.rows,

@@ -1,20 +1,27 @@
 """Checkpoints: safetensors and JSON, written whole and then named. No pickle.
 
-A checkpoint is a folder `epoch-0003-step-00000120` with `model.safetensors`, `optimizer.safetensors`,
-`rng.safetensors` and `state.json`: training goes on from it at step 120 of epoch 3. It is written under another name
-and renamed when all of it is on disk, so a folder with the name is whole.
+A checkpoint is a folder `epoch-0003-step-00000120` with `state.json` and a file a rank, `rank-0.safetensors`, ...:
+training goes on from it at step 120 of epoch 3. It is written under another name and renamed when all of it is on disk,
+so a folder with the name is whole.
+
+Tensors of the network and its optimizer have their whole shapes, and the names that they have in the whole network,
+`model.<name>` and `optimizer.<name>.<key>`, in whichever file: a checkpoint fits any number of ranks, and any strategy
+that learns the same. What is a rank's own is in its file: `rng.<device>`, and `local.<name>` where a strategy has such.
 """
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -23,7 +30,6 @@ from pipelines.receipt import content_hash
 from pipelines.train.job import EpochResult
 from pipelines.train.tally import Sums
 
-_MODEL, _OPTIMIZER, _GENERATORS = "model.safetensors", "optimizer.safetensors", "rng.safetensors"
 _PATTERN = "epoch-[0-9]*-step-[0-9]*"
 
 
@@ -36,7 +42,7 @@ class State(BaseModel):
         seconds: Time that this epoch has taken.
         epochs: Results of the epochs that are done.
         best_epoch: The one with the best validation metric so far, the last one without validation.
-        digests: sha256 of the files with tensors.
+        digests: sha256 of the ranks' files.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -61,33 +67,32 @@ def name_of(epoch: int, step: int) -> str:
     return f"epoch-{epoch:04d}-step-{step:08d}"
 
 
-def save(folder: Path, network: nn.Module, optimizer: Optimizer, state: State, generators: dict[str, Tensor]) -> Path:
-    """Write a checkpoint. Returns its folder.
+def save(folder: Path, state: State, tensors: Mapping[str, Tensor]) -> Path:
+    """Write a checkpoint; collective where torch.distributed is initialized. Returns its folder.
 
     Args:
-        folder: The job's.
-        network: Whose weights and buffers are kept.
-        optimizer: Whose state is kept.
-        state: The JSON part.
-        generators: The random generators of the ranks.
+        folder: The job's, which all ranks see.
+        state: The JSON part; rank 0's counts.
+        tensors: What this rank writes.
     """
-    target = folder / state.name
-    temporary = folder / f".{target.name}.{os.getpid()}"
-    temporary.mkdir(parents=True)
-    try:
-        save_file(_tensors_of(network.state_dict()), temporary / _MODEL)
-        save_file(_flatten(optimizer), temporary / _OPTIMIZER)
-        save_file(generators, temporary / _GENERATORS)
-        digests = {path.name: content_hash(path) for path in temporary.iterdir()}
-        text = state.model_copy(update={"digests": digests}).model_dump_json(indent=1)
-        (temporary / "state.json").write_text(text, encoding="utf-8")
-        for path in (*temporary.iterdir(), temporary):
-            _sync(path)
+    target, rank = folder / state.name, _rank()
+    temporary = folder / f".{target.name}"
+    if rank == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    _meet()
+    path = temporary / _file_of(rank)
+    save_file({name: _plain(tensor) for name, tensor in tensors.items()}, path)
+    _sync(path)
+    digests = _gathered_digests(content_hash(path))
+    if rank == 0:
+        state = state.model_copy(update={"digests": {_file_of(r): digest for r, digest in enumerate(digests)}})
+        (temporary / "state.json").write_text(state.model_dump_json(indent=1), encoding="utf-8")
+        for written in (temporary / "state.json", temporary):
+            _sync(written)
         _remove(target)
         temporary.rename(target)
         _sync(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
@@ -96,67 +101,153 @@ def latest(folder: Path) -> Path | None:
     return max(folder.glob(_PATTERN), default=None)
 
 
-def read_state(path: Path) -> State:
-    """The JSON part of a checkpoint.
+class Saved:
+    """A checkpoint on disk, of which each file is what was written. A tensor is read when it is asked for.
+
+    Args:
+        path: Its folder.
+
+    Attributes:
+        state: The JSON part.
+        names: Of the tensors that the ranks share.
 
     Raises:
-        TrainingError: It cannot be read.
+        TrainingError: It cannot be read, or is not what was written.
     """
-    try:
-        return State.model_validate_json((path / "state.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from None
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file_of: dict[str, str] = {}
+        try:
+            self.state = State.model_validate_json((path / "state.json").read_bytes())
+            for name, digest in self.state.digests.items():
+                if content_hash(path / name) != digest:
+                    raise ValueError(f"{name} with another digest than was written")
+                with safe_open(path / name, "pt") as file:
+                    self._file_of |= {key: name for key in _names(file) if not key.startswith(("rng.", "local."))}
+        except (OSError, ValueError, SafetensorError) as error:
+            raise self.unreadable(error) from None
+        self.names = self._file_of.keys()
 
-def load(
-    path: Path, state: State, network: nn.Module, optimizer: Optimizer, schedule: LRScheduler | None
-) -> dict[str, Tensor]:
-    """Put a checkpoint's tensors into network, optimizer and schedule; returns the ranks' random generators.
+    def tensor(self, name: str) -> Tensor:
+        """A tensor that the ranks share."""
+        if name not in self._file_of:
+            raise self.unreadable(ValueError(f"no {name}"))
+        return self._read(self._file_of[name], [name])[name]
 
-    Raises:
-        TrainingError: It cannot be read, is not what was written, or holds another network.
-    """
-    _load_weights(path, state, network)
-    tensors, generators = _read_tensors(path, state, _OPTIMIZER), _read_tensors(path, state, _GENERATORS)
-    values: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        place, _, key = name.partition(".")
-        values.setdefault(int(place), {})[key] = tensor
-    optimizer.load_state_dict({"state": values, "param_groups": state.param_groups})
-    if schedule is not None:
-        schedule.load_state_dict(state.schedule)
-    return generators
+    def optimizer(self) -> dict[str, Tensor]:
+        """The optimizer's state, `optimizer.<name>.<key>`."""
+        return {name: self.tensor(name) for name in self.names if name.startswith("optimizer.")}
+
+    def generators(self) -> dict[str, Tensor] | None:
+        """The states of this rank's random generators; None where the checkpoint is of another number of ranks."""
+        return self._own("rng.") if len(self.state.digests) == _world() else None
+
+    def local(self, *, any_ranks: bool = False) -> dict[str, Tensor]:
+        """What is this rank's own. Nothing where the checkpoint is of another number of ranks, or another rank's."""
+        return self._own("local.") if any_ranks or len(self.state.digests) == _world() else {}
+
+    def _own(self, prefix: str) -> dict[str, Tensor]:
+        name = _file_of(_rank() % len(self.state.digests))
+        with safe_open(self.path / name, "pt") as file:
+            names = [key for key in _names(file) if key.startswith(prefix)]
+        return {key.removeprefix(prefix): tensor for key, tensor in self._read(name, names).items()}
+
+    def _read(self, file_name: str, names: list[str]) -> dict[str, Tensor]:
+        try:
+            with safe_open(self.path / file_name, "pt") as file:
+                return {name: file.get_tensor(name) for name in names}
+        except (OSError, SafetensorError) as error:
+            raise self.unreadable(error) from None
+
+    def unreadable(self, error: Exception) -> TrainingError:
+        """What to tell of it."""
+        return TrainingError(
+            f"{self.path}: wanted a checkpoint, seen {one_line(str(error))}; remove the folder to go on without it"
+        )
 
 
 def load_weights(path: Path, network: nn.Module) -> None:
-    """Put a checkpoint's weights into the network.
+    """Put a checkpoint's weights into a network.
 
     Raises:
         TrainingError: They cannot be read, are not what was written, or belong to another network.
     """
-    _load_weights(path, read_state(path), network)
+    put_back_model(Saved(path), network.state_dict(keep_vars=True))
 
 
-def _load_weights(path: Path, state: State, network: nn.Module) -> None:
-    try:
-        network.load_state_dict(_read_tensors(path, state, _MODEL))
-    except RuntimeError as error:
-        raise _unreadable(path, error) from None
+def model_tensors(held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters and buffers by their names in a checkpoint."""
+    return {f"model.{name}": tensor.detach() for name, tensor in held.items()}
 
 
-def _read_tensors(path: Path, state: State, name: str) -> dict[str, Tensor]:
-    try:
-        if content_hash(path / name) != state.digests.get(name):
-            raise ValueError(f"{name} with another digest than was written")
-        return load_file(path / name)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise _unreadable(path, error) from None
+def optimizer_tensors(held: Mapping[str, Tensor], optimizer: Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state by its names in a checkpoint."""
+    found = {}
+    for name, parameter in held.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if value is not None:
+                found[f"optimizer.{name}.{key}"] = torch.as_tensor(value)
+    return found
 
 
-def _unreadable(path: Path, error: Exception) -> TrainingError:
-    return TrainingError(
-        f"{path}: wanted a checkpoint, seen {one_line(str(error))}; remove the folder to go on without it"
-    )
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor in its whole shape; collective over the ranks that share it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def put_back_model(saved: Saved, held: Mapping[str, Tensor]) -> None:
+    """Put weights where they are held.
+
+    Raises:
+        TrainingError: They belong to another network.
+    """
+    for name, tensor in held.items():
+        value = saved.tensor(f"model.{name}")
+        if value.shape != tensor.shape:
+            raise saved.unreadable(
+                ValueError(f"{name} of shape {tuple(value.shape)} in place of {tuple(tensor.shape)}: another network")
+            )
+        tensor.copy_(_laid_out(value, tensor))
+
+
+def put_back_optimizer(
+    values: Mapping[str, Tensor], groups: list[dict[str, Any]], held: Mapping[str, Tensor], optimizer: Optimizer
+) -> None:
+    """Put an optimizer's state where it is held.
+
+    Args:
+        values: `optimizer.<name>.<key>`.
+        groups: Hyper-parameters of its groups, of which there is one.
+        held: Parameters by name, of which the optimizer moves some.
+        optimizer: It.
+    """
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for full_name, value in values.items():
+        name, _, key = full_name.removeprefix("optimizer.").rpartition(".")
+        by_name.setdefault(name, {})[key] = value
+    names = {id(parameter): name for name, parameter in held.items()}
+    moved = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = {
+        place: {key: _laid_out(value, parameter) for key, value in by_name[names[id(parameter)]].items()}
+        for place, parameter in enumerate(moved)
+        if names[id(parameter)] in by_name
+    }
+    here = optimizer.param_groups[0]
+    how: dict[str, Any] = {
+        key: here[key] for key in ("fused", "foreach") if key in here
+    }  # of this strategy, not of that which saved
+    group = {**groups[0], **how, "params": [*range(len(moved))]}
+    optimizer.load_state_dict({"state": state, "param_groups": [group]})
+
+
+def _laid_out(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor cut as `like` is, where that is cut."""
+    if isinstance(like, DTensor) and value.shape == like.shape:
+        on_device = value.to(like.to_local().device)
+        return distribute_tensor(on_device, like.device_mesh, like.placements, src_data_rank=None)
+    return value
 
 
 def prune(folder: Path, *, keep: int, best_epoch: int) -> None:
@@ -185,20 +276,44 @@ def schedule_state(schedule: LRScheduler | None) -> dict[str, Any]:
 def param_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
     """The optimizer's hyper-parameters as they stand."""
     groups: list[dict[str, Any]] = optimizer.state_dict()["param_groups"]
-    return groups
+    return [{key: value for key, value in group.items() if key != "params"} for group in groups]
 
 
-def _tensors_of(state: dict[str, Any]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
-def _flatten(optimizer: Optimizer) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for place, values in optimizer.state_dict()["state"].items():
-        for key, value in values.items():
-            if value is not None:
-                found[f"{place}.{key}"] = torch.as_tensor(value)
-    return _tensors_of(found)
+def _world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _meet() -> None:
+    if _world() > 1:
+        dist.barrier()
+
+
+def _gathered_digests(digest: str) -> list[str]:
+    """Those of all ranks; once it is back, all ranks have written theirs."""
+    if _world() == 1:
+        return [digest]
+    device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+    mine = torch.frombuffer(bytearray(bytes.fromhex(digest)), dtype=torch.uint8).to(device)
+    parts = [torch.empty_like(mine) for _ in range(_world())]
+    dist.all_gather(parts, mine)
+    return [bytes(part.tolist()).hex() for part in parts]
+
+
+def _file_of(rank: int) -> str:
+    return f"rank-{rank}.safetensors"
+
+
+def _names(file: Any) -> list[str]:
+    names: list[str] = file.keys()
+    return names
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().clone()
 
 
 def _sync(path: Path) -> None:

@@ -8,28 +8,36 @@ from torch import nn
 from pipelines.train.diagnosis import busy_seconds
 
 PHASES = ("data", "copy", "forward", "backward", "communication", "optimizer", "other")
+_PASSES = ("forward", "backward")
 SAMPLED_EVERY = 16  # on a GPU work is asynchronous; one step in so many is waited for, phase by phase
 
 
 class StepClock:
     """Adds up seconds by phase.
 
-    `data` is waiting for a batch, `copy` its way to the device, `communication` the part of the gradient exchange
-    that the backward pass does not hide, `other` what is left: tallies, checkpoints, progress.
+    `data` is waiting for a batch, `copy` its way to the device, `communication` the part of the exchange between ranks
+    that no computation hides, `other` what is left: tallies, checkpoints, progress.
 
     Args:
         device: Where the rank computes.
-        network: Whose gradients are exchanged between ranks; None where there is one rank.
+
+    Attributes:
+        waits_inside: Whether ranks wait for each other inside the passes through the network. On a CPU what a pass takes
+            beyond its thread's processor time is then `communication`; so is waiting for a core, where there are too few.
     """
 
-    def __init__(self, device: torch.device, network: nn.Module | None = None) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.phase, self.epoch, self.step, self.ticks = "start", 0, 0, 0
         self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.waits_inside = False
         self._device, self._is_cuda = device, device.type == "cuda"
         self._since = self._last_gradient = time.perf_counter()
-        if network is not None:
-            for parameter in network.parameters():
-                parameter.register_post_accumulate_grad_hook(self._on_gradient)  # type: ignore[no-untyped-call]
+        self._processor_since = 0.0
+
+    def follow(self, network: nn.Module) -> None:
+        """Behind a network's last gradient the backward pass only waits for the exchange."""
+        for parameter in network.parameters():
+            parameter.register_post_accumulate_grad_hook(self._on_gradient)  # type: ignore[no-untyped-call]
 
     @property
     def busy(self) -> float:
@@ -54,6 +62,13 @@ class StepClock:
             hidden = now - self._last_gradient
             self.seconds["backward"] -= hidden
             self.seconds["communication"] += hidden
+        if self.waits_inside and not self._is_cuda:
+            processor = time.thread_time()
+            if self.phase in _PASSES:
+                waited = max(0.0, now - self._since - (processor - self._processor_since))
+                self.seconds[self.phase] -= waited
+                self.seconds["communication"] += waited
+            self._processor_since = processor
         self.phase, self._since = phase, now
         self.ticks += 1
 

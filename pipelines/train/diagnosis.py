@@ -17,12 +17,16 @@ class RankTimes(BaseModel):
     Attributes:
         phases: Of the main thread, by phase; they add up to the epoch.
         loader: Of the loader's threads, by part; they work beside the main thread.
+        sent_bytes: Over the rank's TCP connections.
+        received_bytes: Likewise.
     """
 
     model_config = ConfigDict(frozen=True)
 
     phases: dict[str, float]
     loader: dict[str, float]
+    sent_bytes: int = 0
+    received_bytes: int = 0
 
     def share(self, phase: str) -> float:
         """Part of the epoch."""
@@ -72,8 +76,8 @@ def why_slow(ranks: Sequence[RankTimes], *, columns: str, read_threads: int, win
         )
     if times.share("communication") >= EXCHANGE_SHARE:
         return (
-            f"all ranks spend {times.share('communication'):.0%} or more exchanging gradients; raise train.batch_size, or "
-            "use fewer ranks"
+            f"all ranks spend {times.share('communication'):.0%} or more exchanging gradients; raise train.batch_size, "
+            "choose a train.strategy that sends less (docs/strategies.md), or use fewer ranks"
         )
     return f"no rank waits much: {times.share(phase):.0%} of the time is {_NAMES[phase]}"
 

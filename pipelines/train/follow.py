@@ -101,6 +101,9 @@ def metrics_of(epoch: EpochResult) -> dict[str, float]:
     for rank, times in enumerate(epoch.ranks):
         found |= {f"time_rank_{rank}/{phase}_share": times.share(phase) for phase in times.phases}
         found |= {f"loader_rank_{rank}/{part}_s": seconds for part, seconds in times.loader.items()}
+        found[f"exchange_rank_{rank}/sent_mb"] = times.sent_bytes / 1e6
+        found[f"exchange_rank_{rank}/received_mb"] = times.received_bytes / 1e6
+        found[f"exchange_rank_{rank}/waited_s"] = times.phases["communication"]
     return found
 
 

@@ -15,7 +15,6 @@ import matplotlib.figure
 
 from pipelines import session, tracking
 from pipelines.config import Config
-from pipelines.config.learning import HOW_NOT_WHAT
 from pipelines.errors import ConfigError, DataError, HeadraceError, TrainingError
 from pipelines.features.fitted import FittedFeatures
 from pipelines.lake import Snapshot, runs_path
@@ -183,9 +182,7 @@ def _job_of(given: Given) -> TrainJob:
 
 def _learning_digest(given: Given) -> str:
     """Names what is learned, however many ranks learn it: a checkpoint fits a job of the same digest."""
-    train = given.config.train
-    learning = train.model_dump(mode="json", exclude=set(HOW_NOT_WHAT)) | {"lanes": train.num_lanes}
-    return digest_of({**given.made_from, "config train": digest_of(learning)})
+    return digest_of({**given.made_from, "config train": digest_of(given.config.train.learned())})
 
 
 def _flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:

@@ -3,8 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -15,21 +14,23 @@ from torch import Tensor, nn
 from pipelines.config.workload import LOWER_IS_BETTER
 from pipelines.errors import ConfigError, DataError, TrainingError
 from pipelines.lake import ROW_ID, Contract, Snapshot
-from pipelines.models.build import Ranker, build_network, summed_loss
+from pipelines.models.build import build_network
 from pipelines.models.inputs import scaled
 from pipelines.stream import Batch, LaneLoader
 from pipelines.train import checkpoint, generators
 from pipelines.train.balance import Balance
-from pipelines.train.checkpoint import State
+from pipelines.train.checkpoint import Saved, State
 from pipelines.train.clock import StepClock
 from pipelines.train.diagnosis import RankTimes, why_slow
 from pipelines.train.heartbeat import Place
 from pipelines.train.job import EpochResult, TrainJob
 from pipelines.train.measures import Measures
+from pipelines.train.objective import Objective
 from pipelines.train.optimizer import make_optimizer, make_schedule
 from pipelines.train.pace import Pace
-from pipelines.train.strategies.data_parallel import row_weight, wrap
+from pipelines.train.strategies import Setting, make_strategy
 from pipelines.train.tally import Sums, Tally
+from pipelines.train.traffic import Traffic, traffic
 
 PROGRESS_EVERY_S = 0.5
 
@@ -51,22 +52,20 @@ class Trainer:
         self.contract: Contract = job.snapshot.contract
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         torch.manual_seed(job.seed)
-        self.network = build_network(job.model, self.contract).to(device)
-        self.ranker = self.network if isinstance(self.network, Ranker) else None
-        self.judged = None if self.ranker else self.contract.label
-        self.parameters = list(self.network.parameters())
-        self.parallel = wrap(self.network, device)
-        self.optimizer = make_optimizer(self.train, self.network)
+        network = build_network(job.model, self.contract).to(device)
+        self.objective = Objective(network, self.contract, device, class_weights=job.class_weights, amp=self.train.amp)
+        self.judged = None if self.objective.ranker else self.contract.label
+        self.num_parameters = sum(parameter.numel() for parameter in network.parameters())
+        self.clock = StepClock(device)
+        self.strategy = make_strategy(network, Setting(self.train, self.objective, device, self.clock))
+        self.network = self.strategy.network
+        self.optimizer = make_optimizer(self.train, self.strategy.parameters, is_plain=self.strategy.plain_optimizer)
         self.loader = self._loader(job.snapshot, epochs=self.train.epochs)
         self.schedule = make_schedule(self.train, self.optimizer, total_steps=len(self.loader) * self.train.epochs)
-        weights = torch.tensor(job.class_weights, dtype=torch.float64, device=device)
-        self.class_weights = weights if len(weights) else None
         self.epochs: list[EpochResult] = []
         self.best_epoch = 0
         self.base_mb = 0.0
-        self._weights: dict[float, Tensor] = {}
         self._interrupted: tuple[Sums, float] | None = None  # what the epoch to go on with has so far, its seconds
-        self.clock = StepClock(device, self.network if self.world > 1 else None)
         every = self.train.checkpoint
         self._checkpoints = Pace(every.every_s, device, every_steps=every.every_steps)
         is_balanced = self.train.balance == "auto" and self.world > 1
@@ -80,22 +79,27 @@ class Trainer:
         """
         path = checkpoint.latest(self.job.folder)
         if path is not None:
-            state = checkpoint.read_state(path)
+            saved = Saved(path)
+            state = saved.state
             try:
                 self.loader.load_state_dict(state.loader)
             except DataError as error:
                 raise TrainingError(f"{path}: {error}; remove the folder to start anew") from None
-            kept = checkpoint.load(path, state, self.network, self.optimizer, self.schedule)
+            self.strategy.load(saved, self.optimizer)
+            if self.schedule is not None:
+                self.schedule.load_state_dict(state.schedule)
             self.epochs, self.best_epoch = list(state.epochs), state.best_epoch
             if self.loader.step:
                 self._interrupted = (state.sums if self.rank == 0 else Sums(), state.seconds)
-                if not generators.put_back_gathered(kept, self.device):  # of another number of ranks
+                if drawn_from := saved.generators():
+                    generators.put_back(drawn_from, self.device)
+                else:
                     generators.seed_epoch(self.job.seed, epoch=self.loader.epoch, rank=self.rank, step=self.loader.step)
         return self.loader.epoch, self.loader.step
 
     def place(self) -> Place:
         """Where this rank is."""
-        clock, lanes = self.clock, self.loader.assignment[self.rank]
+        clock, lanes = self.clock, self.loader.assignment[self.strategy.data_rank]
         return Place(
             phase=clock.phase,
             ticks=clock.ticks,
@@ -106,13 +110,14 @@ class Trainer:
         )
 
     def run(self, on_epoch: Callable[[EpochResult], None]) -> None:
-        """Train the epochs that are left; then take the best epoch's weights.
+        """Train the epochs that are left.
 
         Raises:
             TrainingError: An epoch's receipt does not agree with the Snapshot.
         """
         with self.loader:
-            self._settle()
+            self.strategy.settle()
+            self.base_mb = psutil.Process().memory_info().rss / 1e6
             while len(self.epochs) < self.train.epochs and not self._should_stop():
                 result = self._epoch()
                 self.epochs.append(result)
@@ -121,26 +126,12 @@ class Trainer:
                 if self.rank == 0:
                     on_epoch(result)
                 dist.barrier()
-        if self.best_epoch != len(self.epochs) - 1:
-            checkpoint.load_weights(self.job.folder / checkpoint.name_of(self.best_epoch + 1, 0), self.network)
 
-    def _settle(self) -> None:
-        """One pass without weight, so that DistributedDataParallel lays out its buckets before the first step.
-
-        It does so behind the first backward pass it sees, and the order of a sum over ranks depends on the layout: a
-        run that goes on from a checkpoint would else differ in the last bit from one that was never interrupted.
-        """
-        drawn_from = generators.states(self.device)
-        tensors = {
-            c.name: torch.zeros((1, *c.shape), dtype=getattr(torch, c.dtype), device=self.device)
-            for c in self.contract.columns
-        }
-        self.network.eval()
-        _, loss = self._forward(self.parallel, tensors, (1,))
-        loss.backward(torch.zeros_like(loss))  # type: ignore[no-untyped-call]
-        self.network.zero_grad()
-        generators.put_back(drawn_from, self.device)
-        self.base_mb = psutil.Process().memory_info().rss / 1e6
+    def trained(self) -> nn.Module:
+        """The whole network with the best epoch's weights, from its checkpoint, on the CPU."""
+        network = build_network(self.job.model, self.contract)
+        checkpoint.load_weights(self.job.folder / checkpoint.name_of(self.best_epoch + 1, 0), network)
+        return network
 
     def _epoch(self) -> EpochResult:
         epoch = self.loader.epoch
@@ -149,20 +140,22 @@ class Trainer:
         before, seconds_before = self._interrupted or (Sums(), 0.0)
         self._interrupted = None
         started = time.perf_counter() - seconds_before
-        loader_seconds = dict(self.loader.times.seconds)
+        loader_seconds, traffic_before = dict(self.loader.times.seconds), traffic()
         tally = Tally(self.job.snapshot, self.judged, self.device, before=before)
         progress = _ProgressFile(self.job.progress_path, epoch, len(self.loader)) if self.rank == 0 else None
-        self.parallel.train()
+        self.network.train()
         self.clock.start(epoch, self.loader.step)
         self._checkpoints.start(self.loader.step)
         if self._balance:
             self._balance.start(self.loader.step)
-        steps = len(self.loader)
+        steps, is_due = len(self.loader), False
         for batch in self.loader:
             self._step(batch, tally)
             if progress:
                 progress.show(batch.step, tally)
-            if self._checkpoints.is_due(batch.step + 1) and batch.step + 1 < steps:
+            is_due = self._checkpoints.is_due(batch.step + 1) or is_due
+            if is_due and self.strategy.is_whole and batch.step + 1 < steps:
+                is_due = False
                 self._save(tally.reduced(), time.perf_counter() - started)
             if self._balance:
                 self._balance.look(batch)
@@ -175,7 +168,8 @@ class Trainer:
         self.clock.enter("other")
         sums, seconds = tally.reduced(), time.perf_counter() - started
         tally.receipt.compare(sums.rows, sums.row_id_sum, epoch=epoch)
-        ranks = self._all_times({k: v - loader_seconds[k] for k, v in self.loader.times.seconds.items()})
+        loader_times = {k: v - loader_seconds[k] for k, v in self.loader.times.seconds.items()}
+        ranks = self._all_times(loader_times, traffic().since(traffic_before))
         metrics = sums.metrics(self.judged) | self._validate()
         if bad := [name for name, value in {"loss": sums.loss, **metrics}.items() if not math.isfinite(value)]:
             raise TrainingError(
@@ -200,16 +194,23 @@ class Trainer:
         lists = [column.name for column in self.contract.columns if column.shape and column.dtype != "uint8"]
         return f"list column{'s' if len(lists) > 1 else ''} {', '.join(lists)}" if lists else "columns"
 
-    def _all_times(self, loader: dict[str, float]) -> list[RankTimes]:
-        """The times of all ranks; collective."""
-        mine = RankTimes(phases=dict(self.clock.seconds), loader=loader)
-        values = torch.tensor([*mine.phases.values(), *mine.loader.values()], dtype=torch.float64, device=self.device)
-        gathered = [torch.empty_like(values) for _ in range(self.world)]
-        dist.all_gather(gathered, values)
+    def _all_times(self, loader: dict[str, float], exchanged: Traffic) -> list[RankTimes]:
+        """The times and the traffic of all ranks; collective."""
+        phases = dict(self.clock.seconds)
+        mine = torch.tensor([*phases.values(), *loader.values(), *exchanged], dtype=torch.float64, device=self.device)
+        gathered = [torch.empty_like(mine) for _ in range(self.world)]
+        dist.all_gather(gathered, mine)
         found = []
         for numbers in (part.tolist() for part in gathered):
-            phases = dict(zip(mine.phases, numbers, strict=False))
-            found.append(RankTimes(phases=phases, loader=dict(zip(mine.loader, numbers[len(phases) :], strict=True))))
+            *times, sent, received = numbers
+            found.append(
+                RankTimes(
+                    phases=dict(zip(phases, times, strict=False)),
+                    loader=dict(zip(loader, times[len(phases) :], strict=True)),
+                    sent_bytes=int(sent),
+                    received_bytes=int(received),
+                )
+            )
         return found
 
     def _step(self, batch: Batch, tally: Tally) -> None:
@@ -217,31 +218,15 @@ class Trainer:
         self.clock.enter("copy")
         self.clock.step = batch.step
         tensors = self._on_device(batch)
-        if not batch.rows:
-            self.network.eval()  # batch statistics of the row of zeros must not be kept
-        self.clock.enter("forward")
-        outputs, loss = self._forward(self.parallel, tensors, batch.lane_rows)
-        for parameter in self.parameters:
-            parameter.grad = None  # as Optimizer.zero_grad does, without its profiling
-        self.clock.enter("backward")
-        weight = row_weight(rows=batch.rows, global_rows=batch.global_rows, ranks=self.world)
-        if weight not in self._weights:  # all batches but the last have the same
-            self._weights[weight] = torch.full_like(loss, weight)
-        loss.backward(self._weights[weight])  # type: ignore[no-untyped-call]
+        found = self.strategy.step(batch, tensors)
         self.clock.enter("optimizer")
-        self._optimize()
-        self.clock.enter("other")
-        if batch.rows:
-            tally.add(batch, tensors["label"], outputs, loss)
-        else:
-            self.network.train()
-
-    def _optimize(self) -> None:
-        if self.train.clip_grad_norm:
-            nn.utils.clip_grad_norm_(self.parameters, self.train.clip_grad_norm)
-        self.optimizer.step()
+        self.strategy.optimize(self.optimizer)
         if self.schedule is not None:
             self.schedule.step()
+        self.strategy.after_step(is_last=batch.step + 1 == len(self.loader))
+        self.clock.enter("other")
+        if found and self.strategy.counts:
+            tally.add(batch, tensors["label"], *found)
 
     def _on_device(self, batch: Batch) -> dict[str, Tensor]:
         return {
@@ -250,20 +235,7 @@ class Trainer:
 
     def _scaled(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the reading thread does for a CPU; the forward pass then finds the pixels scaled."""
-        return tensors | {c.name: scaled(c, tensors[c.name]) for c in self.contract.inputs}
-
-    def _forward(
-        self, network: nn.Module, tensors: dict[str, Tensor], lane_rows: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
-        """Outputs of shape (B, K) and the sum of the rows' losses, shape ()."""
-        inputs = [scaled(column, tensors[column.name]) for column in self.contract.inputs]
-        amp = self.train.amp and self.device.type == "cuda"
-        with torch.autocast("cuda", dtype=torch.bfloat16) if amp else nullcontext():
-            outputs = network(*inputs)
-        outputs = outputs.float() if outputs.dtype == torch.bfloat16 else outputs
-        if self.ranker:
-            return outputs, self.ranker.summed_loss(outputs, inputs, lane_rows)
-        return outputs, summed_loss(outputs, tensors["label"], self.contract.label, weights=self.class_weights)
+        return tensors | {c.name: scaled(c, tensors[c.name]) for c in self.contract.inputs if c.name in tensors}
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
@@ -276,9 +248,9 @@ class Trainer:
         with self._loader(snapshot, epochs=1, shuffle=False) as loader:
             for batch in loader:
                 self.clock.enter("other")
-                if batch.rows:
-                    tensors = self._on_device(batch)
-                    tally.add(batch, tensors["label"], *self._forward(self.network, tensors, batch.lane_rows))
+                tensors = self._on_device(batch)
+                if (found := self.strategy.evaluate(batch, tensors)) and self.strategy.counts:
+                    tally.add(batch, tensors["label"], *found)
         sums = tally.reduced()
         tally.receipt.compare(sums.rows, sums.row_id_sum, epoch=0)
         values = {"loss": sums.mean_loss(), **sums.metrics(self.judged), **(measures.reduced() if measures else {})}
@@ -288,10 +260,13 @@ class Trainer:
         return LaneLoader(
             snapshot,
             self.train.batch_size,
+            columns=self.strategy.reads,
             lanes=self.train.num_lanes,
             window=self.train.window,
             seed=self.job.seed,
             shuffle=shuffle,
+            rank=self.strategy.data_rank,
+            world_size=self.strategy.data_ranks,
             epochs=epochs,
             prefetch_mb=self.train.prefetch_mb,
             read_threads=self.train.read_threads,
@@ -320,18 +295,18 @@ class Trainer:
 
     def _save(self, sums: Sums, seconds: float) -> None:
         """Leave a checkpoint from which training goes on with the loader's next step; collective."""
-        kept = generators.gathered(self.device)
+        state = State(
+            loader=self.loader.state_dict(),
+            sums=sums,
+            seconds=seconds,
+            epochs=self.epochs,
+            best_epoch=self.best_epoch,
+            schedule=checkpoint.schedule_state(self.schedule),
+            param_groups=checkpoint.param_groups(self.optimizer),
+        )
+        drawn_from = {f"rng.{name}": state for name, state in generators.states(self.device).items()}
+        checkpoint.save(self.job.folder, state, self.strategy.saved(self.optimizer) | drawn_from)
         if self.rank == 0:
-            state = State(
-                loader=self.loader.state_dict(),
-                sums=sums,
-                seconds=seconds,
-                epochs=self.epochs,
-                best_epoch=self.best_epoch,
-                schedule=checkpoint.schedule_state(self.schedule),
-                param_groups=checkpoint.param_groups(self.optimizer),
-            )
-            checkpoint.save(self.job.folder, self.network, self.optimizer, state, kept)
             checkpoint.prune(self.job.folder, keep=self.job.keep_checkpoints, best_epoch=self.best_epoch)
 
 

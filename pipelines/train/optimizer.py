@@ -1,9 +1,10 @@
 """Optimizers and schedules by their names in torch."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -14,19 +15,26 @@ _ONE_KERNEL = ("Adam", "AdamW")  # an epoch of mnist on a CPU in 0.97 s, before 
 _LOOPS = {"fused", "foreach", "differentiable"}
 
 
-def make_optimizer(train: Train, network: nn.Module) -> Optimizer:
+def make_optimizer(train: Train, parameters: Sequence[Tensor], *, is_plain: bool = False) -> Optimizer:
     """The optimizer that the config names; Adam in one kernel, unless its parameters choose the loop.
+
+    Args:
+        train: Names it.
+        parameters: Those that it moves.
+        is_plain: Whether it must take them one by one.
 
     Raises:
         ConfigError: torch refuses a parameter's value.
     """
     cls: Any = getattr(torch.optim, train.optimizer.name)
     params = dict(train.optimizer.params)
-    is_real = all(parameter.is_floating_point() for parameter in network.parameters())  # the kernel takes no others
-    if train.optimizer.name in _ONE_KERNEL and is_real and not _LOOPS & params.keys():
+    is_real = all(parameter.is_floating_point() for parameter in parameters)  # the kernel takes no others
+    if is_plain:
+        params["foreach"] = False
+    elif train.optimizer.name in _ONE_KERNEL and is_real and not _LOOPS & params.keys():
         params["fused"] = True
     try:
-        optimizer: Optimizer = cls(network.parameters(), lr=train.lr, **params)
+        optimizer: Optimizer = cls(parameters, lr=train.lr, **params)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"train.optimizer: {train.optimizer.name}: {error}") from None
     return optimizer

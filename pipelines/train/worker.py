@@ -105,7 +105,7 @@ def _work(job: TrainJob, rank: int, heartbeat: Heartbeat) -> None:
             best_epoch=trainer.best_epoch,
             uri=uri,
             size_bytes=size,
-            parameters=sum(p.numel() for p in trainer.network.parameters()),
+            parameters=trainer.num_parameters,
             seconds=round(seconds, 3),
             resumed_from=resumed,
             base_mb=trainer.base_mb,
@@ -135,8 +135,8 @@ def _device(job: TrainJob, local_world: int) -> torch.device:
 
 def _log_model(job: TrainJob, trainer: Trainer) -> tuple[str, int]:
     os.environ["MLFLOW_TRACKING_URI"] = job.tracking_uri
-    served = Served(trainer.network, trainer.contract).cpu().eval()
-    gives: Literal["prediction", "affinity"] = "affinity" if trainer.ranker else "prediction"
+    served = Served(trainer.trained(), trainer.contract).eval()
+    gives: Literal["prediction", "affinity"] = "affinity" if trainer.objective.ranker else "prediction"
     bundle = Bundle(name=job.model.network, kind="torch", gives=gives, fitted=job.fitted, contract=trainer.contract)
     return tracking.log_torch(
         served, job.model.network, job.run_id, examples=example_inputs(trainer.contract), bundle=bundle

@@ -12,7 +12,6 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from pipelines import plots
-from pipelines.config.learning import HOW_NOT_WHAT
 from pipelines.config.tuning import Range
 from pipelines.config.workload import LOWER_IS_BETTER
 from pipelines.errors import DataError
@@ -100,8 +99,7 @@ def _digest(given: Given, section: str) -> str:
     config, tune = given.config, given.config.tune
     assert tune is not None, "the stage is declared only with a tune section"
     if section == "model":
-        learning = config.train.model_dump(mode="json", exclude=set(HOW_NOT_WHAT)) | {"lanes": config.train.num_lanes}
-        start: Any = [config.model and config.model.model_dump(mode="json"), learning]
+        start: Any = [config.model and config.model.model_dump(mode="json"), config.train.learned()]
     else:
         start = next(e.model_dump(mode="json") for e in config.classic if e.estimator == section)
     made_from = {part: digest for part, digest in given.made_from.items() if not part.startswith("config ")}

@@ -26,17 +26,21 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
 def train(job: TrainJob) -> tuple[dict[str, Any], list[EpochResult], list[int]]:
     """On a rank: train, with rank 1 five times as slow a row; weights, epochs, and the lanes of each rank at the end."""
     trainer = Trainer(job, torch.device("cpu"))
-    forward = trainer._forward
+    forward = trainer.objective.outputs
     per_row_s = 0.005 if dist.get_rank() == 1 else 0.001
 
-    def slow(network: Any, tensors: dict[str, torch.Tensor], lane_rows: tuple[int, ...]) -> Any:
-        time.sleep(per_row_s * len(tensors["label"]))
-        return forward(network, tensors, lane_rows)
+    def slow(network: Any, *inputs: torch.Tensor) -> Any:
+        time.sleep(per_row_s * len(inputs[0]))
+        return forward(network, *inputs)
 
-    trainer._forward = slow  # type: ignore[method-assign]
+    trainer.objective.outputs = slow  # type: ignore[method-assign]
     trainer.run(lambda _: None)
     lanes = [len(share) for share in trainer.loader.assignment]
-    return {name: tensor.numpy().copy() for name, tensor in trainer.network.state_dict().items()}, trainer.epochs, lanes
+    return (
+        {name: tensor.numpy().copy() for name, tensor in trainer.trained().state_dict().items()},
+        trainer.epochs,
+        lanes,
+    )
 
 
 def test_lanes_leave_a_slow_rank(tmp_path: Path, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:

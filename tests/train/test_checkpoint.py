@@ -12,7 +12,7 @@ from pipelines.config.catalog import OPTIMIZERS, SCHEDULES
 from pipelines.config.learning import Train
 from pipelines.errors import TrainingError
 from pipelines.train import checkpoint
-from pipelines.train.checkpoint import State
+from pipelines.train.checkpoint import Saved, State
 from pipelines.train.job import EpochResult
 from pipelines.train.optimizer import make_optimizer, make_schedule
 from pipelines.train.tally import Sums
@@ -33,7 +33,7 @@ class Run:
         torch.manual_seed(0)
         self.network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
         settings = Train.model_validate({"lr": 0.01, **train})
-        self.optimizer = make_optimizer(settings, self.network)
+        self.optimizer = make_optimizer(settings, list(self.network.parameters()))
         self.schedule = make_schedule(settings, self.optimizer, total_steps=20)
         self.x = torch.randn(8, 3)
 
@@ -56,13 +56,20 @@ class Run:
             schedule=checkpoint.schedule_state(self.schedule),
             param_groups=checkpoint.param_groups(self.optimizer),
         )
-        return checkpoint.save(folder, self.network, self.optimizer, state, {"cpu.0": torch.get_rng_state()})
+        held = self.network.state_dict(keep_vars=True)
+        tensors = checkpoint.model_tensors(held) | checkpoint.optimizer_tensors(held, self.optimizer)
+        return checkpoint.save(folder, state, tensors | {"rng.cpu": torch.get_rng_state()})
 
     def load(self, path: Path) -> State:
-        state = checkpoint.read_state(path)
-        generators = checkpoint.load(path, state, self.network, self.optimizer, self.schedule)
-        torch.set_rng_state(generators["cpu.0"])
-        return state
+        saved, held = Saved(path), self.network.state_dict(keep_vars=True)
+        checkpoint.put_back_model(saved, held)
+        checkpoint.put_back_optimizer(saved.optimizer(), saved.state.param_groups, held, self.optimizer)
+        if self.schedule:
+            self.schedule.load_state_dict(saved.state.schedule)
+        drawn_from = saved.generators()
+        assert drawn_from is not None
+        torch.set_rng_state(drawn_from["cpu"])
+        return saved.state
 
 
 @pytest.mark.parametrize(
@@ -83,10 +90,9 @@ def test_files_are_safetensors_and_json(tmp_path: Path) -> None:
     run = Run(optimizer="Adam")
     run.steps(1)
     path = run.save(tmp_path)
-    assert sorted(os.listdir(path)) == ["model.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json"]
-    for name in ("model.safetensors", "optimizer.safetensors", "rng.safetensors"):
-        with safe_open(path / name, "pt") as file:
-            assert list(file.keys())
+    assert sorted(os.listdir(path)) == ["rank-0.safetensors", "state.json"]
+    with safe_open(path / "rank-0.safetensors", "pt") as file:
+        assert {name.partition(".")[0] for name in file.keys()}  # noqa: SIM118 == {"model", "optimizer", "rng"}
 
 
 def test_a_half_written_checkpoint_does_not_count(tmp_path: Path) -> None:
@@ -95,7 +101,7 @@ def test_a_half_written_checkpoint_does_not_count(tmp_path: Path) -> None:
     path = run.save(tmp_path, epochs=1)
     half = tmp_path / ".epoch-0001-step-00000009.123"
     half.mkdir()
-    (half / "model.safetensors").write_bytes(b"half")
+    (half / "rank-0.safetensors").write_bytes(b"half")
     assert checkpoint.latest(tmp_path) == path
     checkpoint.prune(tmp_path, keep=2, best_epoch=0)
     assert not half.exists() and path.exists()
@@ -125,7 +131,7 @@ def test_the_last_ones_and_the_best_are_kept(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json"])
+@pytest.mark.parametrize("name", ["rank-0.safetensors", "state.json"])
 def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
     path = Run().save(tmp_path)
     (path / name).write_bytes(b"\x80\x04\x95nonsense")
@@ -133,13 +139,13 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
         Run().load(path)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "rng.safetensors"])
-def test_a_flipped_bit_is_named(tmp_path: Path, name: str) -> None:
-    run = Run(optimizer="Adam")
+@pytest.mark.parametrize("place", [-1, -2000, -5100])
+def test_a_flipped_bit_is_named(tmp_path: Path, place: int) -> None:
+    run, name = Run(optimizer="Adam"), "rank-0.safetensors"
     run.steps(1)
     path = run.save(tmp_path)
     content = bytearray((path / name).read_bytes())
-    content[-1] ^= 1  # of a number: the file is as well-formed as before
+    content[place] ^= 1  # of a number: the file is as well-formed as before
     (path / name).write_bytes(content)
     with pytest.raises(TrainingError, match=f"wanted a checkpoint, seen {name} with another digest than was written"):
         Run(optimizer="Adam").load(path)
@@ -148,7 +154,7 @@ def test_a_flipped_bit_is_named(tmp_path: Path, name: str) -> None:
 def test_a_pickle_in_place_of_tensors_is_not_run(tmp_path: Path) -> None:
     path = Run().save(tmp_path)
     canary = tmp_path / "canary"
-    (path / "model.safetensors").write_bytes(b"cposix\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR.")
+    (path / "rank-0.safetensors").write_bytes(b"cposix\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR.")
     with pytest.raises(TrainingError):
         Run().load(path)
     assert not canary.exists()

@@ -14,6 +14,8 @@ from pipelines.stream import batches, reader
 from pipelines.stream.plan import EpochPlan
 from pipelines.train.diagnosis import RankTimes, why_slow
 from pipelines.train.loop import Trainer
+from pipelines.train.objective import Objective
+from pipelines.train.strategies import Strategy
 from tests.ranks import run_ranks
 from tests.tables import DENSE, contract_of, feature_table
 from tests.train.test_loop import job_of, train
@@ -58,18 +60,24 @@ def test_a_slow_loader(
 
 
 @pytest.mark.parametrize(
-    ("name", "phase", "rank"),
+    ("where", "name", "phase", "rank"),
     [
-        ("_on_device", "copy", 1),
-        ("_forward", "forward", None),
-        ("_forward", "forward", 1),
-        ("_optimize", "optimizer", None),
+        (Trainer, "_on_device", "copy", 1),
+        (Objective, "outputs", "forward", None),
+        (Objective, "outputs", "forward", 1),
+        (Strategy, "optimize", "optimizer", None),
     ],
 )
 def test_a_slow_step(
-    tmp_path: Path, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, name: str, phase: str, rank: int | None
+    tmp_path: Path,
+    snapshot: Snapshot,
+    monkeypatch: pytest.MonkeyPatch,
+    where: Any,
+    name: str,
+    phase: str,
+    rank: int | None,
 ) -> None:
-    monkeypatch.setattr(Trainer, name, slowed(getattr(Trainer, name), rank=rank))
+    monkeypatch.setattr(where, name, slowed(getattr(where, name), rank=rank))
     _, (result, *_) = run_ranks(2, train, job_of(tmp_path, snapshot, epochs=1, batch_size=48))[0]
     if rank is None:
         named = {"copy": "copying batches to the device", "forward": "the forward pass", "optimizer": "the optimizer"}

@@ -26,7 +26,7 @@ from pipelines.errors import TrainingError
 from pipelines.lake import runs_path
 from pipelines.stage import Made
 from pipelines.train import checkpoint
-from pipelines.train.checkpoint import State
+from pipelines.train.checkpoint import Saved, State
 from pipelines.train.tally import Sums
 from tests.faults import SEED
 from tests.train.conftest import plant, rank_processes, weights_of
@@ -159,7 +159,8 @@ def save_on_and_on(folder: Path, first: int, pipe: "Connection[int, None]") -> N
             schedule={},
             param_groups=checkpoint.param_groups(optimizer),
         )
-        checkpoint.save(folder, network, optimizer, state, {"cpu.0": torch.get_rng_state()})
+        held = network.state_dict(keep_vars=True)
+        checkpoint.save(folder, state, checkpoint.model_tensors(held) | checkpoint.optimizer_tensors(held, optimizer))
         pipe.send(number)
         checkpoint.prune(folder, keep=2, best_epoch=0)
 
@@ -185,9 +186,10 @@ def test_a_kill_inside_a_checkpoint_leaves_the_last_whole_one(tmp_path: Path, ki
                 told = here.recv()
         path = checkpoint.latest(tmp_path)
         assert path is not None
-        state = checkpoint.read_state(path)
-        checkpoint.load(path, state, network, optimizer, None)
-        number = state.loader["step"]
+        saved, held = Saved(path), network.state_dict(keep_vars=True)
+        checkpoint.put_back_model(saved, held)
+        checkpoint.put_back_optimizer(saved.optimizer(), saved.state.param_groups, held, optimizer)
+        number = saved.state.loader["step"]
         assert number in (told, told + 1), "the last that was told of, or the one behind it"
         assert all(bool((tensor == number).all()) for tensor in network.state_dict().values())
         told = number

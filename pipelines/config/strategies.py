@@ -1,0 +1,132 @@
+"""The section `train.strategy`: how the ranks share the work."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from pipelines.config.base import Natural, Positive, Section
+
+
+def _named(value: Any) -> Any:
+    """A bare name stands for its defaults."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+class NoHook(Section):
+    """Gradients are exchanged as they are."""
+
+    name: Literal["none"] = "none"
+
+
+class Half(Section):
+    """Gradients are exchanged in 16 bits."""
+
+    name: Literal["fp16", "bf16"]
+
+
+class PowerSGD(Section):
+    """A matrix of gradients is exchanged as a product of two thin ones, what that leaves out is added to the next."""
+
+    name: Literal["powersgd"] = "powersgd"
+    rank: Positive = Field(default=1, description="Columns of the thin matrices.")
+    warmup_steps: Annotated[int, Field(ge=2)] = Field(default=100, description="First steps, exchanged as they are.")
+
+
+class TopK(Section):
+    """The largest gradients are exchanged, what is left out is added to the next."""
+
+    name: Literal["topk"] = "topk"
+    share: Annotated[float, Field(gt=0, le=1)] = Field(default=0.01, description="Of the numbers, how many.")
+    warmup_steps: Natural = Field(default=100, description="Over which the share falls from 1, by equal factors.")
+
+
+class QSGD(Section):
+    """Gradients are exchanged in a few bits each, rounded at random so that they are right on average."""
+
+    name: Literal["qsgd"] = "qsgd"
+    bits: Literal[2, 4, 8] = Field(default=8, description="Of a number.")
+
+
+Hook = Annotated[
+    Annotated[NoHook | Half | PowerSGD | TopK | QSGD, Field(discriminator="name")], BeforeValidator(_named)
+]
+
+
+class DataParallel(Section):
+    """Each rank holds the whole network and takes its lanes' rows; gradients are averaged at every step."""
+
+    name: Literal["data_parallel"] = "data_parallel"
+    hook: Hook = Field(
+        default=NoHook(), description="How gradients are compressed for the exchange; a name, or with its parameters."
+    )
+
+
+class Sharded(Section):
+    """Each rank holds 1/ranks of parameters, gradients and optimizer state (FSDP2), and takes its lanes' rows."""
+
+    name: Literal["sharded"] = "sharded"
+
+
+class TensorParallel(Section):
+    """Matrices are cut over the ranks of a group, which read the same rows; groups split the rows."""
+
+    name: Literal["tensor_parallel"] = "tensor_parallel"
+    size: Positive | None = Field(
+        default=None, description="Ranks that hold one network together. Default: all. Divides `ranks`."
+    )
+
+
+class PipelineParallel(Section):
+    """Layers are cut into stages, one a rank of a group; parts of a batch pass through them one behind the other."""
+
+    name: Literal["pipeline_parallel"] = "pipeline_parallel"
+    size: Positive | None = Field(default=None, description="Stages of a group. Default: all ranks. Divides `ranks`.")
+    schedule: Literal["1F1B", "GPipe"] = Field(
+        default="1F1B",
+        description="GPipe: all parts forward, then all backward. 1F1B: a part goes backward as soon as it can, so that a "
+        "stage holds no more parts than there are stages.",
+    )
+
+
+class LocalSGD(Section):
+    """Ranks train alone for some steps, and then average their weights."""
+
+    name: Literal["local_sgd"] = "local_sgd"
+    every_steps: Positive = Field(default=64, description="Steps between averages; there is one behind each epoch too.")
+    warmup_steps: Natural = Field(default=0, description="First steps of the run, with gradients exchanged at each.")
+
+
+class DiLoCo(Section):
+    """Ranks train alone for some steps; the mean of what they moved is the gradient of an outer Nesterov step."""
+
+    name: Literal["diloco"] = "diloco"
+    every_steps: Positive = Field(
+        default=64, description="Steps between outer steps; there is one behind each epoch too."
+    )
+    warmup_steps: Natural = Field(default=0, description="First steps of the run, with gradients exchanged at each.")
+    outer_lr: Annotated[float, Field(gt=0)] = Field(default=0.7, description="Learning rate of the outer step.")
+    outer_momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.9, description="Its Nesterov momentum.")
+
+
+Strategy = Annotated[
+    Annotated[
+        DataParallel | Sharded | TensorParallel | PipelineParallel | LocalSGD | DiLoCo, Field(discriminator="name")
+    ],
+    BeforeValidator(_named),
+]
+
+
+def group_size(strategy: Section, ranks: int) -> int:
+    """Ranks that hold one network together, and so read the same rows."""
+    if isinstance(strategy, TensorParallel | PipelineParallel):
+        return strategy.size or ranks
+    return 1
+
+
+def what_is_learned(strategy: Section) -> dict[str, Any] | None:
+    """The strategy as far as it changes what is learned; None where it learns what one process alone would."""
+    if isinstance(strategy, LocalSGD | DiLoCo) or (
+        isinstance(strategy, DataParallel) and not isinstance(strategy.hook, NoHook)
+    ):
+        return strategy.model_dump(mode="json")
+    return None
