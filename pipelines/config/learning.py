@@ -6,7 +6,16 @@ from pydantic import ConfigDict, Field, model_validator
 
 from pipelines.config import catalog
 from pipelines.config.base import Name, Positive, Section, known_name
-from pipelines.config.strategies import DataParallel, PipelineParallel, Strategy, group_size, what_is_learned
+from pipelines.config.strategies import (
+    DataParallel,
+    Elastic,
+    ParameterServer,
+    PipelineParallel,
+    Strategy,
+    group_size,
+    num_groups,
+    what_is_learned,
+)
 
 
 class Estimator(Section):
@@ -220,10 +229,16 @@ class Train(Section):
     @model_validator(mode="after")
     def _strategy_fits(self) -> "Train":
         name, size = self.strategy.name, group_size(self.strategy, self.ranks)
+        if num_groups(self.strategy, self.ranks) < 1 and self.ranks > 1:
+            raise ValueError(
+                f"ranks: wanted more for {name}, whose servers and backups leave no worker of {self.ranks}"
+            )
         if self.ranks % size:
             raise ValueError(f"strategy.size: wanted a divisor of the {self.ranks} ranks, seen {size}")
         if self.balance == "auto" and size > 1:
             raise ValueError(f"balance: wanted off with {name}, whose ranks read the same rows; seen auto")
+        if self.balance == "auto" and self.is_elastic:
+            raise ValueError(f"balance: wanted off with {name}, where work moves by itself; seen auto")
         is_1f1b = isinstance(self.strategy, PipelineParallel) and self.strategy.schedule == "1F1B"
         if is_1f1b and self.num_micro_batches < size:
             raise ValueError(
@@ -257,8 +272,18 @@ class Train(Section):
 
     @property
     def data_ranks(self) -> int:
-        """Parts into which the ranks split the rows."""
-        return self.ranks // group_size(self.strategy, self.ranks)
+        """Parts into which the ranks split the rows of a batch."""
+        return max(1, num_groups(self.strategy, self.ranks))
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether no collective joins the ranks, so that one can be lost."""
+        return isinstance(self.strategy, Elastic) and self.ranks > 1
+
+    @property
+    def updates_per_step(self) -> int:
+        """How often the weights are updated for a global batch."""
+        return self.data_ranks if isinstance(self.strategy, ParameterServer) else 1
 
     @property
     def num_micro_batches(self) -> int:

@@ -108,12 +108,47 @@ class DiLoCo(Section):
     outer_momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.9, description="Its Nesterov momentum.")
 
 
+class ParameterServer(Section):
+    """Servers hold the parameters, a part each; the other ranks pull them, and push gradients when they have them."""
+
+    name: Literal["parameter_server"] = "parameter_server"
+    servers: Positive = Field(default=1, description="The first so many ranks are servers, the others workers.")
+    max_staleness: Natural | None = Field(
+        default=None,
+        description="A gradient of weights that were updated more often since is refused, and taken anew. Default: four "
+        "times the workers.",
+    )
+    scale: bool = Field(default=True, description="Divide a gradient by its staleness.")
+
+
+class BackupWorkers(Section):
+    """Rank 0 holds the parameters and takes the first gradients of each step; what comes late is taken anew."""
+
+    name: Literal["backup_workers"] = "backup_workers"
+    backups: Positive = Field(default=1, description="Workers beyond those whose gradients make a step.")
+
+
+Elastic = ParameterServer | BackupWorkers  # ranks that no collective joins, so that one can be lost
+
 Strategy = Annotated[
     Annotated[
-        DataParallel | Sharded | TensorParallel | PipelineParallel | LocalSGD | DiLoCo, Field(discriminator="name")
+        DataParallel
+        | Sharded
+        | TensorParallel
+        | PipelineParallel
+        | LocalSGD
+        | DiLoCo
+        | ParameterServer
+        | BackupWorkers,
+        Field(discriminator="name"),
     ],
     BeforeValidator(_named),
 ]
+
+
+def num_servers(strategy: Section) -> int:
+    """Ranks that train on no rows."""
+    return strategy.servers if isinstance(strategy, ParameterServer) else int(isinstance(strategy, Elastic))
 
 
 def group_size(strategy: Section, ranks: int) -> int:
@@ -123,9 +158,17 @@ def group_size(strategy: Section, ranks: int) -> int:
     return 1
 
 
+def num_groups(strategy: Section, ranks: int) -> int:
+    """Parts into which the ranks split the rows of a batch."""
+    if isinstance(strategy, Elastic):
+        backups = strategy.backups if isinstance(strategy, BackupWorkers) else 0
+        return ranks - num_servers(strategy) - backups
+    return ranks // group_size(strategy, ranks)
+
+
 def what_is_learned(strategy: Section) -> dict[str, Any] | None:
     """The strategy as far as it changes what is learned; None where it learns what one process alone would."""
-    if isinstance(strategy, LocalSGD | DiLoCo) or (
+    if isinstance(strategy, LocalSGD | DiLoCo | Elastic) or (
         isinstance(strategy, DataParallel) and not isinstance(strategy.hook, NoHook)
     ):
         return strategy.model_dump(mode="json")

@@ -42,6 +42,7 @@ class State(BaseModel):
         seconds: Time that this epoch has taken.
         epochs: Results of the epochs that are done.
         best_epoch: The one with the best validation metric so far, the last one without validation.
+        ledger: Where parts of an epoch are not done in order, those that are left.
         digests: sha256 of the ranks' files.
     """
 
@@ -54,6 +55,7 @@ class State(BaseModel):
     best_epoch: int
     schedule: dict[str, Any]
     param_groups: list[dict[str, Any]]
+    ledger: dict[str, Any] | None = None
     digests: dict[str, str] = {}
 
     @property

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import BaseModel, ConfigDict
 
 from pipelines.stream.times import PARTS
+from pipelines.train.traffic import Traffic
 
 WAITING_SHARE = 0.15  # of the slowest rank's time: from here on waiting for data is what to mend
 EXCHANGE_SHARE = 0.3
@@ -27,6 +28,26 @@ class RankTimes(BaseModel):
     loader: dict[str, float]
     sent_bytes: int = 0
     received_bytes: int = 0
+
+    @classmethod
+    def of(cls, phases: Mapping[str, float], loader: Mapping[str, float], exchanged: Traffic) -> "RankTimes":
+        """From the clock of a rank, that of its loader, and its traffic."""
+        sent, received = exchanged
+        return cls(phases=dict(phases), loader=dict(loader), sent_bytes=sent, received_bytes=received)
+
+    def numbers(self) -> list[float]:
+        """All of it as numbers."""
+        return [*self.phases.values(), *self.loader.values(), self.sent_bytes, self.received_bytes]
+
+    def with_numbers(self, numbers: Sequence[float]) -> "RankTimes":
+        """The times of another rank, whose `numbers` these are."""
+        *times, sent, received = numbers
+        return RankTimes(
+            phases=dict(zip(self.phases, times, strict=False)),
+            loader=dict(zip(self.loader, times[len(self.phases) :], strict=True)),
+            sent_bytes=int(sent),
+            received_bytes=int(received),
+        )
 
     def share(self, phase: str) -> float:
         """Part of the epoch."""

@@ -98,6 +98,7 @@ def metrics_of(epoch: EpochResult) -> dict[str, float]:
         "receipt/rows": epoch.rows,
     }
     found |= {_metric_name(name): value for name, value in epoch.metrics.items()}
+    found |= {f"exchange/{name}": value for name, value in epoch.exchange.items()}
     for rank, times in enumerate(epoch.ranks):
         found |= {f"time_rank_{rank}/{phase}_share": times.share(phase) for phase in times.phases}
         found |= {f"loader_rank_{rank}/{part}_s": seconds for part, seconds in times.loader.items()}

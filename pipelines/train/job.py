@@ -1,5 +1,6 @@
 """What a rank is told, and what it leaves in the job's folder. JSON files, read by launcher and ranks alike."""
 
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +24,8 @@ class EpochResult(BaseModel):
         data_wait_share: Share of the epoch that the slowest rank waited for data.
         ranks: Where each rank's time went.
         verdict: What the epoch's time was spent on, in one line.
+        exchange: Of ranks that are joined by no collective: updates, those that were refused as too old, how old the
+            others were, and rows that were trained on more than once.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -36,6 +39,7 @@ class EpochResult(BaseModel):
     data_wait_share: float
     ranks: list[RankTimes] = []
     verdict: str = ""
+    exchange: dict[str, float] = {}
 
     def story(self, epochs: int) -> str:
         """The epoch, one of so many, as a user reads it."""
@@ -102,6 +106,15 @@ class TrainJob(BaseModel):
     def beat_path(self, rank: int) -> Path:
         """Sign of life of a rank."""
         return self.folder / f"beat-rank-{rank}.json"
+
+    def lost_path(self, rank: int) -> Path:
+        """How often the rank's process was lost, and started again."""
+        return self.folder / f"lost-rank-{rank}.json"
+
+    def lost(self) -> list[str]:
+        """What the ranks' supervisors tell of processes that were lost."""
+        paths = sorted(self.folder.glob("lost-rank-*.json"))
+        return [str(line) for path in paths for line in json.loads(path.read_bytes())]
 
     def error_path(self, rank: int) -> Path:
         """Why a rank ended."""

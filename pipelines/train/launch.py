@@ -15,6 +15,7 @@ import matplotlib.figure
 
 from pipelines import session, tracking
 from pipelines.config import Config
+from pipelines.config.strategies import num_servers
 from pipelines.errors import ConfigError, DataError, HeadraceError, TrainingError
 from pipelines.features.fitted import FittedFeatures
 from pipelines.lake import Snapshot, runs_path
@@ -22,6 +23,7 @@ from pipelines.progress import say
 from pipelines.receipt import digest_of, write_json
 from pipelines.stage import Given, Made
 from pipelines.tracking import ModelRef
+from pipelines.train.elastic.certificates import issue
 from pipelines.train.follow import Follower, metrics_of
 from pipelines.train.job import EpochResult, RankError, TrainJob, TrainResult
 from pipelines.train.watch import Watch
@@ -108,6 +110,9 @@ def run_job(
     with Follower(job, on_epoch=on_epoch, should_end=should_end) as follower:
         while True:
             job.remove_traces()
+            if job.train.is_elastic:
+                servers = num_servers(job.train.strategy)
+                issue(job.folder, ["server"] * servers + ["worker"] * (job.train.ranks - servers))
             watch = Watch(job)
             follower.watch(watch)
             try:
@@ -123,7 +128,7 @@ def run_job(
             say(
                 f"          {error}; starts again from the last checkpoint ({len(restarts)} of {job.train.max_restarts})"
             )
-    return TrainResult.model_validate_json(job.result_path.read_bytes()), restarts
+    return TrainResult.model_validate_json(job.result_path.read_bytes()), restarts + job.lost()
 
 
 def _may_help(job: TrainJob, error: HeadraceError, verdict: str) -> bool:

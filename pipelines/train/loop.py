@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -16,7 +17,7 @@ from pipelines.errors import ConfigError, DataError, TrainingError
 from pipelines.lake import ROW_ID, Contract, Snapshot
 from pipelines.models.build import build_network
 from pipelines.models.inputs import scaled
-from pipelines.stream import Batch, LaneLoader
+from pipelines.stream import Batch, EpochReceipt, LaneLoader
 from pipelines.train import checkpoint, generators
 from pipelines.train.balance import Balance
 from pipelines.train.checkpoint import Saved, State
@@ -30,7 +31,7 @@ from pipelines.train.optimizer import make_optimizer, make_schedule
 from pipelines.train.pace import Pace
 from pipelines.train.strategies import Setting, make_strategy
 from pipelines.train.tally import Sums, Tally
-from pipelines.train.traffic import Traffic, traffic
+from pipelines.train.traffic import traffic
 
 PROGRESS_EVERY_S = 0.5
 
@@ -61,10 +62,13 @@ class Trainer:
         self.network = self.strategy.network
         self.optimizer = make_optimizer(self.train, self.strategy.parameters, is_plain=self.strategy.plain_optimizer)
         self.loader = self._loader(job.snapshot, epochs=self.train.epochs)
-        self.schedule = make_schedule(self.train, self.optimizer, total_steps=len(self.loader) * self.train.epochs)
+        self.schedule = make_schedule(
+            self.train, self.optimizer, total_steps=len(self.loader) * self.train.epochs * self.train.updates_per_step
+        )
         self.epochs: list[EpochResult] = []
         self.best_epoch = 0
         self.base_mb = 0.0
+        self._resumed: State | None = None
         self._interrupted: tuple[Sums, float] | None = None  # what the epoch to go on with has so far, its seconds
         every = self.train.checkpoint
         self._checkpoints = Pace(every.every_s, device, every_steps=every.every_steps)
@@ -80,7 +84,7 @@ class Trainer:
         path = checkpoint.latest(self.job.folder)
         if path is not None:
             saved = Saved(path)
-            state = saved.state
+            state = self._resumed = saved.state
             try:
                 self.loader.load_state_dict(state.loader)
             except DataError as error:
@@ -141,35 +145,13 @@ class Trainer:
         self._interrupted = None
         started = time.perf_counter() - seconds_before
         loader_seconds, traffic_before = dict(self.loader.times.seconds), traffic()
-        tally = Tally(self.job.snapshot, self.judged, self.device, before=before)
-        progress = _ProgressFile(self.job.progress_path, epoch, len(self.loader)) if self.rank == 0 else None
         self.network.train()
         self.clock.start(epoch, self.loader.step)
-        self._checkpoints.start(self.loader.step)
-        if self._balance:
-            self._balance.start(self.loader.step)
-        steps, is_due = len(self.loader), False
-        for batch in self.loader:
-            self._step(batch, tally)
-            if progress:
-                progress.show(batch.step, tally)
-            is_due = self._checkpoints.is_due(batch.step + 1) or is_due
-            if is_due and self.strategy.is_whole and batch.step + 1 < steps:
-                is_due = False
-                self._save(tally.reduced(), time.perf_counter() - started)
-            if self._balance:
-                self._balance.look(batch)
-            self.clock.enter("data")
-        if self.clock.step + 1 < steps:
-            raise TrainingError(
-                f"epoch {epoch}: rank {self.rank} ran dry: wanted {steps} steps, seen {self.clock.step + 1}; this is a fault "
-                "of the loader"
-            )
-        self.clock.enter("other")
-        sums, seconds = tally.reduced(), time.perf_counter() - started
-        tally.receipt.compare(sums.rows, sums.row_id_sum, epoch=epoch)
+        sums = self._pass(before, started)
+        seconds = time.perf_counter() - started
+        EpochReceipt(self.job.snapshot).compare(sums.rows, sums.row_id_sum, epoch=epoch)
         loader_times = {k: v - loader_seconds[k] for k, v in self.loader.times.seconds.items()}
-        ranks = self._all_times(loader_times, traffic().since(traffic_before))
+        ranks = self._rank_times(RankTimes.of(self.clock.seconds, loader_times, traffic().since(traffic_before)))
         metrics = sums.metrics(self.judged) | self._validate()
         if bad := [name for name, value in {"loss": sums.loss, **metrics}.items() if not math.isfinite(value)]:
             raise TrainingError(
@@ -185,33 +167,61 @@ class Trainer:
             rows_per_s=sums.rows / seconds,
             data_wait_share=max(times.share("data") for times in ranks),
             ranks=ranks,
-            verdict=why_slow(
-                ranks, columns=self._column_names(), read_threads=self.train.read_threads, window=self.train.window
-            ),
+            verdict=self._verdict(ranks),
+            exchange=self._exchange_figures(),
         )
+
+    def _verdict(self, ranks: list[RankTimes]) -> str:
+        return why_slow(
+            ranks, columns=self._column_names(), read_threads=self.train.read_threads, window=self.train.window
+        )
+
+    def _exchange_figures(self) -> dict[str, float]:
+        """See EpochResult."""
+        return {}
+
+    def _pass(self, before: Sums, started: float) -> Sums:
+        """Train on what is left of the epoch; the sums over all ranks, with those from before.
+
+        Args:
+            before: Of the rows that were trained on when the epoch was interrupted.
+            started: When the epoch began.
+        """
+        tally = Tally(self.job.snapshot, self.judged, self.device, before=before)
+        progress = ProgressFile(self.job.progress_path, self.loader.epoch, len(self.loader)) if self.rank == 0 else None
+        self._checkpoints.start(self.loader.step)
+        if self._balance:
+            self._balance.start(self.loader.step)
+        epoch, steps, is_due = self.loader.epoch, len(self.loader), False
+        for batch in self.loader:
+            self._step(batch, tally)
+            if progress:
+                progress.show(batch.step + 1, tally.mean_loss)
+            is_due = self._checkpoints.is_due(batch.step + 1) or is_due
+            if is_due and self.strategy.is_whole and batch.step + 1 < steps:
+                is_due = False
+                self._save(tally.reduced(), time.perf_counter() - started)
+            if self._balance:
+                self._balance.look(batch)
+            self.clock.enter("data")
+        if self.clock.step + 1 < steps:
+            raise TrainingError(
+                f"epoch {epoch}: rank {self.rank} ran dry: wanted {steps} steps, seen {self.clock.step + 1}; this is a fault "
+                "of the loader"
+            )
+        self.clock.enter("other")
+        return tally.reduced()
 
     def _column_names(self) -> str:
         lists = [column.name for column in self.contract.columns if column.shape and column.dtype != "uint8"]
         return f"list column{'s' if len(lists) > 1 else ''} {', '.join(lists)}" if lists else "columns"
 
-    def _all_times(self, loader: dict[str, float], exchanged: Traffic) -> list[RankTimes]:
-        """The times and the traffic of all ranks; collective."""
-        phases = dict(self.clock.seconds)
-        mine = torch.tensor([*phases.values(), *loader.values(), *exchanged], dtype=torch.float64, device=self.device)
-        gathered = [torch.empty_like(mine) for _ in range(self.world)]
-        dist.all_gather(gathered, mine)
-        found = []
-        for numbers in (part.tolist() for part in gathered):
-            *times, sent, received = numbers
-            found.append(
-                RankTimes(
-                    phases=dict(zip(phases, times, strict=False)),
-                    loader=dict(zip(loader, times[len(phases) :], strict=True)),
-                    sent_bytes=int(sent),
-                    received_bytes=int(received),
-                )
-            )
-        return found
+    def _rank_times(self, mine: RankTimes) -> list[RankTimes]:
+        """Those of all ranks; collective."""
+        numbers = torch.tensor(mine.numbers(), dtype=torch.float64, device=self.device)
+        gathered = [torch.empty_like(numbers) for _ in range(self.world)]
+        dist.all_gather(gathered, numbers)
+        return [mine.with_numbers(part.tolist()) for part in gathered]
 
     def _step(self, batch: Batch, tally: Tally) -> None:
         """One optimizer step; the batch's rows count once it is done."""
@@ -293,6 +303,10 @@ class Trainer:
         stopping = self.train.early_stopping
         return stopping is not None and len(self.epochs) - 1 - self.best_epoch >= stopping.patience
 
+    def _ledger_state(self) -> dict[str, Any] | None:
+        """The parts of the epoch that are left, where they are not done in order."""
+        return None
+
     def _save(self, sums: Sums, seconds: float) -> None:
         """Leave a checkpoint from which training goes on with the loader's next step; collective."""
         state = State(
@@ -303,6 +317,7 @@ class Trainer:
             best_epoch=self.best_epoch,
             schedule=checkpoint.schedule_state(self.schedule),
             param_groups=checkpoint.param_groups(self.optimizer),
+            ledger=self._ledger_state(),
         )
         drawn_from = {f"rng.{name}": state for name, state in generators.states(self.device).items()}
         checkpoint.save(self.job.folder, state, self.strategy.saved(self.optimizer) | drawn_from)
@@ -310,20 +325,20 @@ class Trainer:
             checkpoint.prune(self.job.folder, keep=self.job.keep_checkpoints, best_epoch=self.best_epoch)
 
 
-class _ProgressFile:
+class ProgressFile:
     """Tells the launcher where the epoch is, a few times a second."""
 
     def __init__(self, path: Path, epoch: int, steps: int) -> None:
         self._path, self._epoch, self._steps = path, epoch, steps
         self._last = 0.0
 
-    def show(self, step: int, tally: Tally) -> None:
-        """Write the step and the mean loss so far."""
+    def show(self, steps: int, mean_loss: Callable[[], float]) -> None:
+        """Write the steps that are done and the mean loss so far."""
         now = time.monotonic()
         if now - self._last < PROGRESS_EVERY_S:
             return
         self._last = now
-        value = {"epoch": self._epoch, "step": step + 1, "steps": self._steps, "loss": tally.mean_loss()}
+        value = {"epoch": self._epoch, "step": steps, "steps": self._steps, "loss": mean_loss()}
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text(json.dumps(value), encoding="utf-8")
         temporary.replace(self._path)

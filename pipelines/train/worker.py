@@ -18,14 +18,20 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from pipelines import tracking
+from pipelines.config.strategies import num_servers
 from pipelines.errors import HeadraceError, one_line
 from pipelines.features.fitted import Bundle
 from pipelines.lake import Column, Contract
 from pipelines.models.build import Served
 from pipelines.receipt import write_json
 from pipelines.stream.memory import keep_freed_memory
+from pipelines.train.elastic.chief import Chief, ServerGone
+from pipelines.train.elastic.server import PartServer
+from pipelines.train.elastic.supervisor import AGAIN, supervise
+from pipelines.train.elastic.worker import Worker
 from pipelines.train.heartbeat import Heartbeat
 from pipelines.train.job import EpochResult, RankError, TrainJob, TrainResult
 from pipelines.train.loop import Trainer
@@ -39,6 +45,13 @@ def main(job_path: str) -> int:
     die_with_parent()
     job = TrainJob.model_validate_json(Path(job_path).read_bytes())
     rank = int(os.environ["RANK"])
+    if job.train.is_elastic:
+        return supervise(job, rank, lambda: _rank(job, rank))
+    return _rank(job, rank)
+
+
+def _rank(job: TrainJob, rank: int) -> int:
+    die_with_parent()
     heartbeat = Heartbeat(job.beat_path(rank), rank)
 
     def tell(cause: Literal["known", "unforeseen", "ended"], message: str, *, exit_code: int) -> None:
@@ -54,6 +67,8 @@ def main(job_path: str) -> int:
     try:
         _work(job, rank, heartbeat)
         heartbeat.end()
+    except ServerGone:
+        return AGAIN
     except HeadraceError as error:
         tell("known", str(error), exit_code=error.exit_code)
         traceback.print_exc()
@@ -76,10 +91,15 @@ def _work(job: TrainJob, rank: int, heartbeat: Heartbeat) -> None:
     device = _device(job, local_world)
     keep_freed_memory()
     torch.set_num_threads(job.train.threads or default_threads(local_world))
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=2 * job.train.timeout_s)
-    )
-    trainer = Trainer(job, device)
+    if job.train.is_elastic:
+        dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+        if rank:
+            return _serve_or_work(job, rank, device, heartbeat)
+        trainer: Trainer = Chief(job, device)
+    else:
+        timeout = timedelta(seconds=2 * job.train.timeout_s)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+        trainer = Trainer(job, device)
     heartbeat.follow(trainer.place)
     resumed = trainer.resume()
     started = time.monotonic()
@@ -112,6 +132,18 @@ def _work(job: TrainJob, rank: int, heartbeat: Heartbeat) -> None:
             peak_mb=peak_mb,
         )
         write_json(job.result_path, result)
+
+
+def _serve_or_work(job: TrainJob, rank: int, device: torch.device, heartbeat: Heartbeat) -> None:
+    """What another rank than the chief does where no collective joins them."""
+    worker = Worker(job, device, rank)
+    if rank >= num_servers(job.train.strategy):
+        heartbeat.follow(worker.place)
+        return worker.work()
+    steps = len(worker.loader) * job.train.epochs * job.train.updates_per_step
+    server = PartServer(job, rank, total_steps=steps)
+    heartbeat.follow(server.place)
+    return server.serve()
 
 
 def default_threads(local_world: int) -> int:

@@ -34,6 +34,7 @@ def make_strategy(network: nn.Module, setting: Setting) -> Strategy:
         from pipelines.train.strategies.local_sgd import Local
 
         return Local(network, setting, options)
+    assert isinstance(options, config.DataParallel), "elastic ranks are each alone"
     from pipelines.train.strategies.data_parallel import DataParallel
 
     return DataParallel(network, setting, options)

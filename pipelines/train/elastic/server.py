@@ -1,0 +1,104 @@
+"""Another server than the chief: it holds the part of the parameters that the chief gives it, and moves them."""
+
+import threading
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipelines.config.strategies import ParameterServer
+from pipelines.models.build import build_network
+from pipelines.train import checkpoint
+from pipelines.train.elastic.chief import most_stale, scale
+from pipelines.train.elastic.store import Store
+from pipelines.train.elastic.wire import Message, Server
+from pipelines.train.heartbeat import Place
+from pipelines.train.job import TrainJob
+from pipelines.train.optimizer import make_optimizer, make_schedule
+
+LOOK_EVERY_S = 0.2
+
+
+class PartServer:
+    """Answers the chief and the workers.
+
+    Args:
+        job: What is trained.
+        rank: This one.
+        total_steps: Updates of the whole run.
+    """
+
+    def __init__(self, job: TrainJob, rank: int, *, total_steps: int) -> None:
+        assert job.snapshot.contract is not None and isinstance(job.train.strategy, ParameterServer)
+        self._job, self._options, self._total_steps = job, job.train.strategy, total_steps
+        self._held = build_network(job.model, job.snapshot.contract).state_dict(keep_vars=True)
+        self._lock, self._run_id, self._ticks = threading.Lock(), "", 0
+        self._store: Store | None = None
+        answers = {
+            "load": ({"server"}, self._load),
+            "state": ({"server"}, self._state),
+            "pull": ({"worker"}, self._pull),
+            "push": ({"worker"}, self._push),
+        }
+        self._server = Server(job.folder, rank, answers)
+
+    def serve(self) -> None:
+        """Until the run is over."""
+        while not self._job.result_path.is_file():
+            time.sleep(LOOK_EVERY_S)
+        self._server.close()
+
+    def place(self) -> Place:
+        """What it is at."""
+        return Place(phase="communication", ticks=self._ticks)
+
+    def _load(self, _: int, message: Message) -> Message:
+        """Begin anew with what the chief gives."""
+        asked, tensors = message.header, message.tensors
+        weights = {name.removeprefix("model."): x for name, x in tensors.items() if name.startswith("model.")}
+        state = {name: x for name, x in tensors.items() if name.startswith("optimizer.")}
+        with self._lock, torch.no_grad():
+            held = {name: self._held[name] for name in weights}
+            for name, tensor in held.items():
+                tensor.copy_(weights[name])
+            optimizer = make_optimizer(self._job.train, list(held.values()))
+            schedule = make_schedule(self._job.train, optimizer, total_steps=self._total_steps)
+            checkpoint.put_back_optimizer(state, asked["groups"], held, optimizer)
+            if schedule is not None:
+                schedule.load_state_dict(asked["schedule"])
+            self._optimizer, self._run_id = optimizer, asked["run"]
+            self._store = Store(held, optimizer, schedule, self._job.train.clip_grad_norm)
+        return Message({})
+
+    def _state(self, _: int, message: Message) -> Message:
+        with self._lock:
+            tensors: dict[str, Tensor] = {}
+            if message.header["wanted"] and self._store:
+                held = self._store.held
+                found = checkpoint.model_tensors(held) | checkpoint.optimizer_tensors(held, self._optimizer)
+                tensors = {name: tensor.clone() for name, tensor in found.items()}
+            return Message({"run": self._run_id}, tensors)
+
+    def _pull(self, _: int, message: Message) -> Message:
+        with self._lock:
+            return self._answer("taken", message.header)
+
+    def _push(self, _: int, message: Message) -> Message:
+        asked = message.header
+        with self._lock:
+            if self._store is None or asked["run"] != self._run_id:
+                return Message({"state": "lost"})
+            staleness = self._store.version - asked["version"]
+            if staleness > most_stale(self._options, self._job.train.ranks):
+                return self._answer("stale", asked)
+            self._store.update(message.tensors, scale=scale(self._options, staleness))
+            self._ticks += 1
+            return self._answer("taken", asked)
+
+    def _answer(self, state: str, asked: dict[str, Any]) -> Message:
+        """With the weights, unless the caller has them."""
+        if self._store is None or asked["run"] != self._run_id:
+            return Message({"state": "lost"})
+        header = {"state": state, "version": self._store.version}
+        return Message(header, {} if asked.get("version") == self._store.version else self._store.weights())

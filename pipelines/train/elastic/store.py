@@ -1,0 +1,66 @@
+"""What a server holds: some of the parameters, and the optimizer that moves them."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from pipelines.assignment import partition
+
+
+class Store:
+    """Parameters by name, with their optimizer and schedule. Not safe for threads: who calls it sees to that.
+
+    Args:
+        held: Parameters and buffers, by name.
+        optimizer: Moves the parameters.
+        schedule: Steps with each update.
+        clip_grad_norm: The norm to which gradients of these parameters are clipped, if any.
+
+    Attributes:
+        version: Goes up with each update.
+    """
+
+    def __init__(
+        self,
+        held: Mapping[str, Tensor],
+        optimizer: Optimizer,
+        schedule: LRScheduler | None,
+        clip_grad_norm: float | None,
+    ) -> None:
+        self.held, self.version = dict(held), 0
+        self._optimizer, self._schedule, self._clip = optimizer, schedule, clip_grad_norm
+
+    @torch.no_grad()
+    def update(self, gradients: Mapping[str, Tensor], *, scale: float = 1.0) -> None:
+        """One step of the optimizer by the gradients, times `scale`; other tensors are taken over as they are."""
+        moved = []
+        for name, tensor in self.held.items():
+            if name not in gradients:
+                continue
+            if tensor.requires_grad:
+                tensor.grad = gradients[name].to(tensor.device) * scale
+                moved.append(tensor)
+            else:
+                tensor.copy_(gradients[name])
+        if self._clip:
+            nn.utils.clip_grad_norm_(moved, self._clip)
+        self._optimizer.step()
+        if self._schedule is not None:
+            self._schedule.step()
+        for tensor in moved:
+            tensor.grad = None
+        self.version += 1
+
+    def weights(self) -> dict[str, Tensor]:
+        """As they are now, copied."""
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.held.items()}
+
+
+def names_by_server(held: Mapping[str, Tensor], servers: int) -> list[list[str]]:
+    """The names of what each server holds, as even by their bytes as can be; buffers are the first one's."""
+    learned = [name for name, tensor in held.items() if tensor.requires_grad]
+    server_of = dict(zip(learned, partition([held[name].nbytes for name in learned], servers).agent_of, strict=True))
+    return [[name for name in held if server_of.get(name, 0) == server] for server in range(servers)]
