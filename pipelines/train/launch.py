@@ -27,6 +27,7 @@ from pipelines.train.job import EpochResult, RankError, TrainJob, TrainResult
 from pipelines.train.watch import Watch
 
 WORKER = "pipelines.train.worker"
+ALERTS = 10  # the last so many stay in the run's tag
 
 
 class Ended(Exception):
@@ -47,10 +48,17 @@ def build(given: Given) -> Made:
 
     def on_epoch(epoch: EpochResult) -> None:
         say(f"          {epoch.story(job.train.epochs)}", file=out)
-        given.run.metrics(metrics_of(epoch), step=epoch.epoch + 1)
+        given.run.metrics(metrics_of(epoch, job.beats()), step=epoch.epoch + 1)
         given.run.flush()
 
-    result, restarts = run_job(given.config, job, on_epoch=on_epoch)
+    alerts: list[str] = []
+
+    def on_alert(text: str) -> None:
+        alerts.append(text)
+        with contextlib.suppress(Exception):  # where MLflow does not answer, the metrics tell
+            given.run.tags({"headrace.alert": "\n".join(alerts[-ALERTS:])})
+
+    result, restarts = run_job(given.config, job, on_epoch=on_epoch, on_alert=on_alert)
     given.run.figure("loss.png", _curves(result.epochs))
     _remove_other_jobs(job)
     ref = ModelRef(
@@ -79,6 +87,7 @@ def run_job(
     job: TrainJob,
     *,
     on_epoch: Callable[[EpochResult], None],
+    on_alert: Callable[[str], None] = lambda _: None,
     should_end: Callable[[], bool] = lambda: False,
 ) -> tuple[TrainResult, list[str]]:
     """Start the job's ranks, again from the last checkpoint where one is lost.
@@ -87,6 +96,7 @@ def run_job(
         config: Says how they are launched.
         job: What they do.
         on_epoch: Called with each epoch, in a thread.
+        on_alert: Called with what is wrong with a rank, or why the ranks ended.
         should_end: Asked a few times a second; once it says so, the ranks are ended.
 
     Returns:
@@ -102,10 +112,10 @@ def run_job(
             f"{job.snapshot.table} version {job.snapshot.version}: wanted a row for each of the {job.train.num_lanes} "
             f"lanes, seen {job.snapshot.rows} rows; lower train.lanes (at least train.ranks, {job.train.ranks})"
         )
-    job_path = job.folder / "job.json"
+    job_path = job.path
     write_json(job_path, job)
     restarts: list[str] = []
-    with Follower(job, on_epoch=on_epoch, should_end=should_end) as follower:
+    with Follower(job, on_epoch=on_epoch, on_alert=on_alert, should_end=should_end) as follower:
         while True:
             job.remove_traces()
             watch = Watch(job)
@@ -117,6 +127,7 @@ def run_job(
                 if follower.is_ended:
                     raise Ended from None
                 error = _why_failed(job, watch, follower.verdict)
+                on_alert(str(error))
                 if not _may_help(job, error, follower.verdict) or len(restarts) == job.train.max_restarts:
                     raise error from lost.__cause__
             restarts.append(str(error))

@@ -26,7 +26,7 @@ from pipelines.lake import Column, Contract
 from pipelines.models.build import Served
 from pipelines.receipt import write_json
 from pipelines.stream.memory import keep_freed_memory
-from pipelines.train.heartbeat import Heartbeat
+from pipelines.train.heartbeat import LOGGING, Heartbeat
 from pipelines.train.job import EpochResult, RankError, TrainJob, TrainResult
 from pipelines.train.loop import Trainer
 
@@ -80,7 +80,7 @@ def _work(job: TrainJob, rank: int, heartbeat: Heartbeat) -> None:
         "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=2 * job.train.timeout_s)
     )
     trainer = Trainer(job, device)
-    heartbeat.follow(trainer.place)
+    heartbeat.follow(trainer.place, lambda: trainer.clock.seconds)
     resumed = trainer.resume()
     started = time.monotonic()
 
@@ -98,7 +98,7 @@ def _work(job: TrainJob, rank: int, heartbeat: Heartbeat) -> None:
     dist.barrier()
     dist.destroy_process_group()
     if rank == 0:
-        trainer.clock.enter("logging the model")
+        trainer.clock.enter(LOGGING)
         uri, size = _log_model(job, trainer) if job.run_id else ("", 0)
         result = TrainResult(
             epochs=trainer.epochs,
