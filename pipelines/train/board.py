@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipelines.config.load import lake_root
 from pipelines.lake import runs_path
-from pipelines.train.heartbeat import ENDED, LOGGING, STARTING, Beat
+from pipelines.train.heartbeat import BEAT_EVERY_S, ENDED, LOGGING, STARTING, Beat
 from pipelines.train.job import JOB_FILE, EpochResult, TrainJob
 from pipelines.train.watch import WAITING_PHASES, blame, local_process
 
@@ -137,7 +137,7 @@ def look(job: TrainJob) -> Board:
 def rows_of(job: TrainJob, beats: dict[int, Beat], ages: dict[int, float]) -> list[RankRow]:
     """A row for each rank that gave a beat, `ages` seconds ago."""
     lane_rows = job.train.batch_size / job.train.num_lanes
-    behind = _behind(job, beats, ages)
+    behind = _behind(job, beats)
     return [
         RankRow(
             rank=rank,
@@ -159,20 +159,14 @@ def rows_of(job: TrainJob, beats: dict[int, Beat], ages: dict[int, float]) -> li
     ]
 
 
-def _behind(job: TrainJob, beats: dict[int, Beat], ages: dict[int, float]) -> dict[int, int]:
-    """Steps behind the furthest rank.
-
-    Beats are told at different times, in which ranks get on; so what a rank did since its beat is reckoned by its pace.
-    """
+def _behind(job: TrainJob, beats: dict[int, Beat]) -> dict[int, int]:
+    """Steps behind the furthest rank; 0 where it is less than two beats' worth, since beats are told at different times."""
     working = {rank: beat for rank, beat in beats.items() if beat.place.phase not in (STARTING, LOGGING, ENDED)}
     told = {rank: beat.place.epoch * job.steps + beat.place.step for rank, beat in working.items()}
-    pace_s = statistics.median([beat.step_s for beat in working.values()]) if working else 0.0
-    ahead = {rank: told[rank] + ages[rank] / pace_s for rank in working if pace_s and ages[rank] < SILENT_S}
     found = dict.fromkeys(beats, 0)
-    for rank in working:
-        by_beats = max(told.values()) - told[rank]
-        by_pace = max(ahead.values()) - ahead[rank] if rank in ahead else by_beats
-        found[rank] = round(min(by_beats, by_pace))
+    for rank, beat in working.items():
+        steps = max(told.values()) - told[rank]
+        found[rank] = steps if steps * beat.step_s > 2 * BEAT_EVERY_S else 0
     return found
 
 
