@@ -14,7 +14,6 @@ from typing import Any
 import psutil
 import pytest
 
-from pipelines import tracking
 from pipelines.config.learning import Model, Train
 from pipelines.features.fitted import FittedFeatures, FittedLabel
 from pipelines.lake import Snapshot
@@ -26,7 +25,7 @@ from pipelines.train.job import TrainJob
 from pipelines.train.live import as_text
 from tests.conftest import ROOT
 from tests.tables import BINARY
-from tests.train.conftest import plant
+from tests.train.conftest import plant, run_of
 
 # A step takes 40 ms at least.
 SLOWER = """
@@ -70,7 +69,7 @@ def test_a_training_is_watched_from_outside(
     config = workload("")
     nothing = look_from_outside(config)
     assert nothing.returncode == 1 and "wanted a training of tiny, seen none in the lake" in nothing.stderr
-    training = threading.Thread(target=lambda: made.append(train(epochs=25, threads=1)))
+    training = threading.Thread(target=lambda: made.append(train(epochs=20, threads=1)))
     training.start()
     try:
 
@@ -78,7 +77,7 @@ def test_a_training_is_watched_from_outside(
             return code == 0 and len(board["ranks"]) == 2 and all(rank["step_ms"] for rank in board["ranks"])
 
         board = seen_from_outside(config, works)
-        assert board["state"] == "running" and board["steps"] == 8 and board["epochs"] == 25 and board["loss"] > 0
+        assert board["state"] == "running" and board["steps"] == 8 and board["epochs"] == 20 and board["loss"] > 0
         for rank in board["ranks"]:
             assert rank["step_ms"] > 35 and 0 < rank["rows_per_s"] < 8 / 0.035 and rank["memory_mb"] > 50
             assert rank["sent_mb"] > 0 and rank["received_mb"] > 0 and rank["behind_steps"] <= 8
@@ -98,8 +97,7 @@ def test_a_training_is_watched_from_outside(
     assert live.returncode == 0 and "tiny  is not running; the last training ended well" in live.stdout
     assert "RSS MB" in live.stdout and "\x1b" not in live.stdout
     assert made and not made[0].result["restarts"]
-    (experiment,) = tracking.mlflow_client().search_experiments(filter_string="name = 'tiny'")
-    (run,) = tracking.mlflow_client().search_runs([experiment.experiment_id])
+    run = run_of("tiny")
     assert run.data.metrics["rank_1/memory_mb"] > 50 and run.data.metrics["rank_0/sent_mb"] > 0
     assert "rank 1 on " in run.data.tags["headrace.alert"] and "is stopped" in run.data.tags["headrace.alert"]
     of_run = look_from_outside(config, "--run", run.info.run_id)
@@ -108,7 +106,7 @@ def test_a_training_is_watched_from_outside(
 
 @pytest.fixture
 def job(tmp_path: Path) -> TrainJob:
-    """Two ranks and 32 lanes of a table of 10,000 rows; nothing of it is on disk."""
+    """Two ranks and 8 lanes, 100 steps an epoch; nothing of it is on disk."""
     return TrainJob(
         workload="mnist",
         folder=tmp_path,
