@@ -32,7 +32,7 @@ class RankRow(BaseModel):
         step_ms: Milliseconds a step.
         rows_per_s: Of its lanes.
         waiting_share: Share of its time in which it waits for other ranks.
-        sent_mb: Over its host's network interfaces.
+        sent_mb: Over its TCP connections, since it began.
         received_mb: Likewise.
         behind_steps: Behind the furthest rank.
         beat_age_s: Since its last beat.

@@ -7,6 +7,7 @@ import psutil
 from pydantic import BaseModel, ConfigDict
 
 from pipelines.train.diagnosis import busy_seconds
+from pipelines.train.traffic import traffic
 
 SMOOTHED_S = 3.0  # over which moving values move
 
@@ -16,7 +17,7 @@ class Measured(BaseModel):
 
     Attributes:
         memory_mb: Resident memory.
-        sent_bytes: Over all network interfaces of its host, loopback included, since the rank began.
+        sent_bytes: Over its TCP connections, since the rank began.
         received_bytes: Likewise.
         step_s: Seconds a step, a moving mean; 0 before the first.
         waiting_share: Share of the time that it waits for other ranks, a moving mean.
@@ -47,7 +48,7 @@ class Gauge:
 
     def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
         self._now, self._process = now, psutil.Process()
-        self._sent, self._received = _wire_bytes()
+        self._traffic = traffic()
         self._ticks, self._ticked = 0, now()
         self._epoch: int | None = None
         self._last = (
@@ -71,11 +72,11 @@ class Gauge:
             self._ticks, self._ticked = ticks, now
         if any(phases.values()):
             self._pace(epoch, (step, sum(phases.values()), busy_seconds(phases)))
-        sent, received = _wire_bytes()
+        moved = traffic().since(self._traffic)
         return Measured(
             memory_mb=self._process.memory_info().rss / 1e6,
-            sent_bytes=sent - self._sent,
-            received_bytes=received - self._received,
+            sent_bytes=moved.sent,
+            received_bytes=moved.received,
             step_s=self._step_s,
             waiting_share=self._waiting_share,
             still_s=now - self._ticked,
@@ -92,9 +93,3 @@ class Gauge:
             self._step_s += weight * (elapsed / steps - self._step_s)
             self._waiting_share += weight * (1.0 - busy / elapsed - self._waiting_share)
             self._last = at
-
-
-def _wire_bytes() -> tuple[int, int]:
-    """Bytes that this host sent and received."""
-    counters = psutil.net_io_counters()
-    return (counters.bytes_sent, counters.bytes_recv) if counters else (0, 0)

@@ -76,7 +76,7 @@ class Heartbeat:
         self._path, self._rank = path, rank
         self.place: Callable[[], Place] = Place
         self._phases: Callable[[], Mapping[str, float]] = dict
-        self._gauge = Gauge()
+        self._gauge, self._measured = Gauge(), Measured()
         self._leave: Callable[[], None] = lambda: None
         self._count, self._lock = 0, threading.Lock()
         self._wakes, self._wake = socket.socketpair()
@@ -112,16 +112,16 @@ class Heartbeat:
     def _beat(self, place: Place) -> None:
         with self._lock:
             self._count += 1
-            measured = self._gauge.read(
-                ticks=place.ticks, epoch=place.epoch, step=place.step, phases=dict(self._phases())
-            )
+            with contextlib.suppress(OSError):  # a process without a free file descriptor still gives signs of life
+                at = {"ticks": place.ticks, "epoch": place.epoch, "step": place.step}
+                self._measured = self._gauge.read(**at, phases=dict(self._phases()))
             beat = Beat(
                 rank=self._rank,
                 host=socket.gethostname(),
                 pid=os.getpid(),
                 count=self._count,
                 place=place,
-                **measured.model_dump(),
+                **self._measured.model_dump(),
             )
             temporary = self._path.with_suffix(".tmp")
             with contextlib.suppress(OSError):  # of a full disk others tell

@@ -112,8 +112,7 @@ def run_job(
             f"{job.snapshot.table} version {job.snapshot.version}: wanted a row for each of the {job.train.num_lanes} "
             f"lanes, seen {job.snapshot.rows} rows; lower train.lanes (at least train.ranks, {job.train.ranks})"
         )
-    job_path = job.path
-    write_json(job_path, job)
+    write_json(job.path, job)
     restarts: list[str] = []
     with Follower(job, on_epoch=on_epoch, on_alert=on_alert, should_end=should_end) as follower:
         while True:
@@ -121,7 +120,7 @@ def run_job(
             watch = Watch(job)
             follower.watch(watch)
             try:
-                _run_ranks(config, job, job_path)
+                _run_ranks(config, job)
                 break
             except _Lost as lost:
                 if follower.is_ended:
@@ -207,14 +206,14 @@ class _Lost(Exception):
     """The ranks ended before the work was done."""
 
 
-def _run_ranks(config: Config, job: TrainJob, job_path: Path) -> None:
+def _run_ranks(config: Config, job: TrainJob) -> None:
     # Without the last, a restarted rank can read a dead one's address from the shared store.
     os.environ |= {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     try:
         if _by_spark(config):
-            _run_torch_distributor(config, job_path, job.log_path)
+            _run_torch_distributor(config, job.path, job.log_path)
         else:
-            _run_torchrun(config, job_path, job.log_path)
+            _run_torchrun(config, job.path, job.log_path)
     except (RuntimeError, subprocess.CalledProcessError) as error:
         raise _Lost from error
     except Exception as error:
