@@ -82,12 +82,15 @@ class Follower:
                     progress.show(at["step"], at["steps"], f"epoch {at['epoch'] + 1}, loss {at['loss']:.4f}")
 
     def _look_if_due(self) -> None:
-        """Tell of a rank that two looks in turn find in trouble; what lasts for a moment is none."""
+        """Tell of a rank that two looks in turn find in trouble; what lasts for a moment is none.
+
+        A rank that dies takes the others with it; the launcher tells which was the first.
+        """
         if time.monotonic() - self._looked < LOOK_EVERY_S:
             return
         self._looked = time.monotonic()
         self._job.launcher_path.touch()
-        alerts = {(alert.rank, alert.kind): alert.text for alert in look(self._job).alerts}
+        alerts = {(alert.rank, alert.kind): alert.text for alert in look(self._job).alerts if alert.kind != "dead"}
         for trouble in (alerts.keys() & self._seen) - self._told:
             self._on_alert(alerts[trouble])
         self._told |= alerts.keys() & self._seen

@@ -48,7 +48,7 @@ class Gauge:
 
     def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
         self._now, self._process = now, psutil.Process()
-        self._traffic = traffic()
+        self._traffic, self._sent, self._received = traffic(), 0, 0
         self._ticks, self._ticked = 0, now()
         self._epoch: int | None = None
         self._last = (
@@ -56,7 +56,7 @@ class Gauge:
             0.0,
             0.0,
         )  # steps of the epoch, its seconds and busy seconds when steps were last seen to be done
-        self._step_s, self._waiting_share = 0.0, 0.0
+        self._step_s, self._waiting_share, self._is_warm = 0.0, 0.0, False
 
     def read(self, *, ticks: int, epoch: int, step: int, phases: Mapping[str, float]) -> Measured:
         """The values now.
@@ -72,24 +72,36 @@ class Gauge:
             self._ticks, self._ticked = ticks, now
         if any(phases.values()):
             self._pace(epoch, (step, sum(phases.values()), busy_seconds(phases)))
-        moved = traffic().since(self._traffic)
+        self._count_bytes()
         return Measured(
             memory_mb=self._process.memory_info().rss / 1e6,
-            sent_bytes=moved.sent,
-            received_bytes=moved.received,
+            sent_bytes=self._sent,
+            received_bytes=self._received,
             step_s=self._step_s,
             waiting_share=self._waiting_share,
             still_s=now - self._ticked,
         )
 
+    def _count_bytes(self) -> None:
+        """By what came on top since the last look, so that what a connection moved stays counted when it is closed."""
+        seen = traffic()
+        moved = seen.since(self._traffic)
+        self._traffic, self._sent, self._received = seen, self._sent + moved.sent, self._received + moved.received
+
     def _pace(self, epoch: int, at: tuple[int, float, float]) -> None:
-        """By the steps since they were last seen to be done; what lies between epochs, as validation, does not count."""
+        """By the steps since they were last seen to be done.
+
+        The first steps, which import and compile, do not count, nor does what lies between epochs, as validation.
+        """
         if epoch != self._epoch:  # the first begins anywhere, where a run goes on from a checkpoint
             self._last = at if self._epoch is None else (0, 0.0, 0.0)
             self._epoch = epoch
         steps, elapsed, busy = (now - before for now, before in zip(at, self._last, strict=True))
-        if steps > 0 and elapsed > 0:
+        if steps <= 0 or elapsed <= 0:
+            return
+        self._last = at
+        if self._is_warm:
             weight = min(1.0, elapsed / SMOOTHED_S) if self._step_s else 1.0
             self._step_s += weight * (elapsed / steps - self._step_s)
             self._waiting_share += weight * (1.0 - busy / elapsed - self._waiting_share)
-            self._last = at
+        self._is_warm = True

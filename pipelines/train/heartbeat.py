@@ -94,7 +94,7 @@ class Heartbeat:
         self._is_ended = True
         self._wake.send(b"\0")
         self._thread.join()
-        self._beat(Place(phase=ENDED))
+        self._beat(self.place().model_copy(update={"phase": ENDED}))
 
     def on_sigterm(self, leave: Callable[[], None]) -> None:
         """Call `leave` from the thread when SIGTERM comes; the main thread may be deep inside a collective then."""

@@ -100,8 +100,11 @@ def test_a_training_is_watched_from_outside(
     run = run_of("tiny")
     assert run.data.metrics["rank_1/memory_mb"] > 50 and run.data.metrics["rank_0/step_ms"] > 35
     assert "rank 1 on " in run.data.tags["headrace.alert"] and "is stopped" in run.data.tags["headrace.alert"]
-    of_run = look_from_outside(config, "--run", run.info.run_id)
-    assert of_run.returncode == 0 and run.info.run_id in of_run.stdout
+    of_run = look_from_outside(config, "--run", run.info.run_id, "--format", "json")
+    last = json.loads(of_run.stdout)
+    assert of_run.returncode == 0 and last["run_id"] == run.info.run_id
+    assert [(rank["phase"], rank["epoch"]) for rank in last["ranks"]] == [("end", 19)] * 2
+    assert all(rank["sent_mb"] > 0 for rank in last["ranks"]), "what closed connections moved counts as well"
 
 
 @pytest.fixture
@@ -194,7 +197,7 @@ def test_a_gauge() -> None:
     next_epoch = gauge.read(ticks=20, epoch=1, step=1, phases={"forward": 0.1, "communication": 0.0})
     assert next_epoch.step_s == pytest.approx(0.1) and 0.35 < next_epoch.waiting_share < 0.4
     resumed = Gauge()
-    for step in (500, 501):
+    for step in (500, 501, 502):
         seen = resumed.read(
             ticks=step, epoch=3, step=step, phases={"forward": (step - 499) * 0.2, "communication": 0.0}
         )
