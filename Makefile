@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYSPARK_PYTHON ?= $(CURDIR)/$(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help doctor setup demo run plan profile layout audit $(STAGES) leaderboard rollback clean ui test test-faults check check-fast format docs bench bench-loader bench-features bench-assignment
+.PHONY: help doctor setup demo run plan watch profile layout audit $(STAGES) leaderboard rollback clean ui test test-faults check check-fast format docs bench bench-loader bench-features bench-assignment
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z$$()A-Z -]+:.*## / {sub(/\$$\(STAGES\)/, "<stage>", $$1); printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ run: $(STAMP)  ## Every stage that the workload declares; what is up to date is 
 
 plan: $(STAMP)  ## What the training would do: rows, memory, time, and what stands in its way (FORMAT=json)
 	@$(BIN)/python jobs/plan.py conf/$(W).yaml --format $(FORMAT) $(ARGS)
+
+watch: $(STAMP)  ## A training under way, live: each rank's place, pace and memory, and who is in trouble (RUN=id, ARGS=--once)
+	@$(BIN)/python jobs/watch.py conf/$(W).yaml $(if $(RUN),--run $(RUN)) --format $(FORMAT) $(ARGS)
 
 audit: $(STAMP)  ## What trained a run (RUN=id), or which models saw a row (ROW=key)
 	@$(BIN)/python jobs/audit.py conf/$(W).yaml $(if $(RUN),--run $(RUN)) $(if $(ROW),--row "$(ROW)") $(ARGS)

@@ -173,8 +173,8 @@ def _probe(config: Config, snapshot: Snapshot) -> Rates:
         run_id="",
         keep_checkpoints=1,
     )
-    write_json(job.folder / "job.json", job)
-    command = [sys.executable, "-m", "pipelines.train.probe", str(job.folder / "job.json"), str(PROBE_S)]
+    write_json(job.path, job)
+    command = [sys.executable, "-m", "pipelines.train.probe", str(job.path), str(PROBE_S)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=False)
     if done.returncode:
         raise HeadraceError(f"plan: the probe of {PROBE_S:g} s failed: {one_line(done.stderr[-400:])}")

@@ -3,12 +3,17 @@
 import contextlib
 import json
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 
 from pipelines import session
 from pipelines.progress import Progress
+from pipelines.train.board import look
+from pipelines.train.heartbeat import Beat
 from pipelines.train.job import EpochResult, TrainJob
 from pipelines.train.watch import Watch
+
+LOOK_EVERY_S = 1.0
 
 
 class Follower:
@@ -17,6 +22,7 @@ class Follower:
     Args:
         job: Whose ranks.
         on_epoch: Called with each epoch, in the follower's thread.
+        on_alert: Called with what is wrong with a rank, once for each kind of trouble, in the follower's thread.
         should_end: Asked whether the ranks are to be ended.
 
     Attributes:
@@ -25,9 +31,17 @@ class Follower:
     """
 
     def __init__(
-        self, job: TrainJob, *, on_epoch: Callable[[EpochResult], None], should_end: Callable[[], bool]
+        self,
+        job: TrainJob,
+        *,
+        on_epoch: Callable[[EpochResult], None],
+        on_alert: Callable[[str], None],
+        should_end: Callable[[], bool],
     ) -> None:
-        self._job, self._on_epoch, self._should_end = job, on_epoch, should_end
+        self._job, self._on_epoch, self._on_alert, self._should_end = job, on_epoch, on_alert, should_end
+        self._looked = 0.0
+        self._seen: set[tuple[int, str]] = set()  # ranks and their troubles at the last look
+        self._told: set[tuple[int, str]] = set()
         self._watch: Watch | None = None
         self._passed_on = 0
         self._done = threading.Event()
@@ -40,12 +54,14 @@ class Follower:
         self.verdict, self._watch = "", watch
 
     def __enter__(self) -> "Follower":
+        self._job.launcher_path.touch()
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._done.set()
         self._thread.join()
+        self._job.launcher_path.unlink(missing_ok=True)
         if self._error is not None and kind is None:
             raise self._error
 
@@ -55,6 +71,7 @@ class Follower:
                 ended = self._done.wait(0.2)
                 try:
                     self._pass_on()
+                    self._look_if_due()
                 except Exception as error:  # the training goes on; raised when it is done
                     self._error = self._error or error
                 if ended:
@@ -63,6 +80,21 @@ class Follower:
                 with contextlib.suppress(OSError, ValueError):
                     at = json.loads(self._job.progress_path.read_text(encoding="utf-8"))
                     progress.show(at["step"], at["steps"], f"epoch {at['epoch'] + 1}, loss {at['loss']:.4f}")
+
+    def _look_if_due(self) -> None:
+        """Tell of a rank that two looks in turn find in trouble; what lasts for a moment is none.
+
+        A rank that dies takes the others with it; the launcher tells which was the first.
+        """
+        if time.monotonic() - self._looked < LOOK_EVERY_S:
+            return
+        self._looked = time.monotonic()
+        self._job.launcher_path.touch()
+        alerts = {(alert.rank, alert.kind): alert.text for alert in look(self._job).alerts if alert.kind != "dead"}
+        for trouble in (alerts.keys() & self._seen) - self._told:
+            self._on_alert(alerts[trouble])
+        self._told |= alerts.keys() & self._seen
+        self._seen = set(alerts)
 
     def _end_if_due(self) -> None:
         if self._watch is None:
@@ -89,8 +121,8 @@ class Follower:
             self._on_epoch(EpochResult.model_validate_json(line))
 
 
-def metrics_of(epoch: EpochResult) -> dict[str, float]:
-    """As MLflow shows them, grouped by what stands before the slash."""
+def metrics_of(epoch: EpochResult, beats: Mapping[int, Beat]) -> dict[str, float]:
+    """As MLflow shows them, grouped by what stands before the slash; `beats` are the ranks' last."""
     found = {
         "train/loss": epoch.loss,
         "train/rows_per_s": epoch.rows_per_s,
@@ -105,6 +137,8 @@ def metrics_of(epoch: EpochResult) -> dict[str, float]:
         found[f"exchange_rank_{rank}/sent_mb"] = times.sent_bytes / 1e6
         found[f"exchange_rank_{rank}/received_mb"] = times.received_bytes / 1e6
         found[f"exchange_rank_{rank}/waited_s"] = times.phases["communication"]
+    for rank, beat in beats.items():
+        found |= {f"rank_{rank}/memory_mb": beat.memory_mb, f"rank_{rank}/step_ms": 1000 * beat.step_s}
     return found
 
 

@@ -6,13 +6,15 @@ import select
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from pipelines.train.gauge import Gauge, Measured
+
 BEAT_EVERY_S = 0.5
-STARTING, ENDED = "start", "end"
+STARTING, LOGGING, ENDED = "start", "logging the model", "end"
 
 
 class Place(BaseModel):
@@ -34,19 +36,23 @@ class Place(BaseModel):
     lanes: str = "none yet"
     reading: str = "nothing"
 
+    @property
+    def num_lanes(self) -> int:
+        """How many lanes the rank reads."""
+        first, _, last = self.lanes.partition(" to ")
+        return int(last) - int(first) + 1 if last else 0
+
     def __str__(self) -> str:
         where = f"epoch {self.epoch + 1}, step {self.step}, phase {self.phase}, lanes {self.lanes}"
         return f"{where}, reading {self.reading}"
 
 
-class Beat(BaseModel):
-    """One sign of life.
+class Beat(Measured):
+    """One sign of life, with what the rank measured of itself.
 
     Attributes:
         count: Goes up with every beat; a rank whose count stands still is dead or stopped.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     rank: int
     host: str
@@ -69,6 +75,8 @@ class Heartbeat:
     def __init__(self, path: Path, rank: int) -> None:
         self._path, self._rank = path, rank
         self.place: Callable[[], Place] = Place
+        self._phases: Callable[[], Mapping[str, float]] = dict
+        self._gauge, self._measured = Gauge(), Measured()
         self._leave: Callable[[], None] = lambda: None
         self._count, self._lock = 0, threading.Lock()
         self._wakes, self._wake = socket.socketpair()
@@ -76,9 +84,9 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
         self._thread.start()
 
-    def follow(self, place: Callable[[], Place]) -> None:
-        """From now on tell what `place` tells."""
-        self.place = place
+    def follow(self, place: Callable[[], Place], phases: Callable[[], Mapping[str, float]]) -> None:
+        """From now on tell what `place` tells, and `phases`, the seconds of the epoch by phase."""
+        self.place, self._phases = place, phases
         self._beat(place())
 
     def end(self) -> None:
@@ -86,7 +94,7 @@ class Heartbeat:
         self._is_ended = True
         self._wake.send(b"\0")
         self._thread.join()
-        self._beat(Place(phase=ENDED))
+        self._beat(self.place().model_copy(update={"phase": ENDED}))
 
     def on_sigterm(self, leave: Callable[[], None]) -> None:
         """Call `leave` from the thread when SIGTERM comes; the main thread may be deep inside a collective then."""
@@ -104,7 +112,17 @@ class Heartbeat:
     def _beat(self, place: Place) -> None:
         with self._lock:
             self._count += 1
-            beat = Beat(rank=self._rank, host=socket.gethostname(), pid=os.getpid(), count=self._count, place=place)
+            with contextlib.suppress(OSError):  # a process without a free file descriptor still gives signs of life
+                at = {"ticks": place.ticks, "epoch": place.epoch, "step": place.step}
+                self._measured = self._gauge.read(**at, phases=dict(self._phases()))
+            beat = Beat(
+                rank=self._rank,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                count=self._count,
+                place=place,
+                **self._measured.model_dump(),
+            )
             temporary = self._path.with_suffix(".tmp")
             with contextlib.suppress(OSError):  # of a full disk others tell
                 temporary.write_text(beat.model_dump_json(), encoding="utf-8")

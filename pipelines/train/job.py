@@ -1,5 +1,6 @@
 """What a rank is told, and what it leaves in the job's folder. JSON files, read by launcher and ranks alike."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Literal
@@ -9,8 +10,11 @@ from pydantic import BaseModel, ConfigDict
 from pipelines.config.learning import Model, Train
 from pipelines.features.fitted import FittedFeatures
 from pipelines.lake import Snapshot
+from pipelines.stream.plan import EpochPlan
 from pipelines.train.diagnosis import RankTimes
-from pipelines.train.heartbeat import Place
+from pipelines.train.heartbeat import Beat, Place
+
+JOB_FILE = "job.json"
 
 
 class EpochResult(BaseModel):
@@ -74,6 +78,21 @@ class TrainJob(BaseModel):
     keep_checkpoints: int
 
     @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return EpochPlan((self.snapshot.rows,), self.train.num_lanes, self.train.batch_size).steps
+
+    @property
+    def path(self) -> Path:
+        """This, for the ranks."""
+        return self.folder / JOB_FILE
+
+    @property
+    def launcher_path(self) -> Path:
+        """There while a launcher follows the ranks, and new each second."""
+        return self.folder / "launcher"
+
+    @property
     def result_path(self) -> Path:
         """Written by rank 0 when all is done."""
         return self.folder / "result.json"
@@ -92,6 +111,14 @@ class TrainJob(BaseModel):
     def log_path(self) -> Path:
         """What the ranks printed."""
         return self.folder / "ranks.log"
+
+    def beats(self) -> dict[int, Beat]:
+        """The last beat of each rank that gave one."""
+        found = {}
+        for rank in range(self.train.ranks):
+            with contextlib.suppress(OSError, ValueError):
+                found[rank] = Beat.model_validate_json(self.beat_path(rank).read_bytes())
+        return found
 
     def errors(self) -> list["RankError"]:
         """Why ranks ended, as far as they told."""

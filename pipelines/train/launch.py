@@ -29,6 +29,7 @@ from pipelines.train.job import EpochResult, RankError, TrainJob, TrainResult
 from pipelines.train.watch import Watch
 
 WORKER = "pipelines.train.worker"
+ALERTS = 10  # the last so many stay in the run's tag
 
 
 class Ended(Exception):
@@ -49,10 +50,17 @@ def build(given: Given) -> Made:
 
     def on_epoch(epoch: EpochResult) -> None:
         say(f"          {epoch.story(job.train.epochs)}", file=out)
-        given.run.metrics(metrics_of(epoch), step=epoch.epoch + 1)
+        given.run.metrics(metrics_of(epoch, job.beats()), step=epoch.epoch + 1)
         given.run.flush()
 
-    result, restarts = run_job(given.config, job, on_epoch=on_epoch)
+    alerts: list[str] = []
+
+    def on_alert(text: str) -> None:
+        alerts.append(text)
+        with contextlib.suppress(Exception):  # where MLflow does not answer, the metrics tell
+            given.run.tags({"headrace.alert": "\n".join(alerts[-ALERTS:])})
+
+    result, restarts = run_job(given.config, job, on_epoch=on_epoch, on_alert=on_alert)
     given.run.figure("loss.png", _curves(result.epochs))
     _remove_other_jobs(job)
     ref = ModelRef(
@@ -81,6 +89,7 @@ def run_job(
     job: TrainJob,
     *,
     on_epoch: Callable[[EpochResult], None],
+    on_alert: Callable[[str], None] = lambda _: None,
     should_end: Callable[[], bool] = lambda: False,
 ) -> tuple[TrainResult, list[str]]:
     """Start the job's ranks, again from the last checkpoint where one is lost.
@@ -89,6 +98,7 @@ def run_job(
         config: Says how they are launched.
         job: What they do.
         on_epoch: Called with each epoch, in a thread.
+        on_alert: Called with what is wrong with a rank, or why the ranks ended.
         should_end: Asked a few times a second; once it says so, the ranks are ended.
 
     Returns:
@@ -104,10 +114,9 @@ def run_job(
             f"{job.snapshot.table} version {job.snapshot.version}: wanted a row for each of the {job.train.num_lanes} "
             f"lanes, seen {job.snapshot.rows} rows; lower train.lanes (at least train.ranks, {job.train.ranks})"
         )
-    job_path = job.folder / "job.json"
-    write_json(job_path, job)
+    write_json(job.path, job)
     restarts: list[str] = []
-    with Follower(job, on_epoch=on_epoch, should_end=should_end) as follower:
+    with Follower(job, on_epoch=on_epoch, on_alert=on_alert, should_end=should_end) as follower:
         while True:
             job.remove_traces()
             if job.train.is_elastic:
@@ -116,12 +125,13 @@ def run_job(
             watch = Watch(job)
             follower.watch(watch)
             try:
-                _run_ranks(config, job, job_path)
+                _run_ranks(config, job)
                 break
             except _Lost as lost:
                 if follower.is_ended:
                     raise Ended from None
                 error = _why_failed(job, watch, follower.verdict)
+                on_alert(str(error))
                 if not _may_help(job, error, follower.verdict) or len(restarts) == job.train.max_restarts:
                     raise error from lost.__cause__
             restarts.append(str(error))
@@ -201,14 +211,14 @@ class _Lost(Exception):
     """The ranks ended before the work was done."""
 
 
-def _run_ranks(config: Config, job: TrainJob, job_path: Path) -> None:
+def _run_ranks(config: Config, job: TrainJob) -> None:
     # Without the last, a restarted rank can read a dead one's address from the shared store.
     os.environ |= {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     try:
         if _by_spark(config):
-            _run_torch_distributor(config, job_path, job.log_path)
+            _run_torch_distributor(config, job.path, job.log_path)
         else:
-            _run_torchrun(config, job_path, job.log_path)
+            _run_torchrun(config, job.path, job.log_path)
     except (RuntimeError, subprocess.CalledProcessError) as error:
         raise _Lost from error
     except Exception as error:

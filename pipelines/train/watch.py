@@ -5,8 +5,6 @@ all nodes see, so that the one that the others wait for can be told from those t
 """
 
 import contextlib
-import os
-import signal
 import socket
 import time
 from collections.abc import Callable
@@ -17,7 +15,7 @@ from pipelines.train.heartbeat import ENDED, Beat
 from pipelines.train.job import TrainJob
 
 STARTUP_S = 120.0  # importing torch on a cold machine, before the first beat
-_WAITING_PHASES = ("backward", "communication", "other")  # in which a rank may wait for others
+WAITING_PHASES = ("backward", "communication", "other")  # in which a rank may wait for others
 _SHARE = 0.8  # of train.timeout_s, so that a rank is named within it
 
 
@@ -51,19 +49,17 @@ class Watch:
                 seen = self.last_seen(beat.rank, at)
                 return f"{seen}: gave no sign of life for {silent:.0f} s (stopped, or its machine is gone?)"
         if working and all(now - self._moved[beat.rank][1] > limit for beat in working):
-            blamed = min(working, key=_blame)
+            blamed = min(working, key=blame)
             return f"{blamed}: did not get on for {now - self._moved[blamed.rank][1]:.0f} s; the others wait for it"
         return ""
 
     def read_beats(self) -> None:
         """Take in the beats that there are."""
-        for rank in range(self._job.train.ranks):
-            with contextlib.suppress(OSError, ValueError):
-                beat = Beat.model_validate_json(self._job.beat_path(rank).read_bytes())
-                self.beats[rank] = beat
-                for seen, value in ((self._alive, beat.count), (self._moved, beat.place.ticks)):
-                    if rank not in seen or seen[rank][0] != value:
-                        seen[rank] = (value, self._now())
+        self.beats |= self._job.beats()
+        for rank, beat in self.beats.items():
+            for seen, value in ((self._alive, beat.count), (self._moved, beat.place.ticks)):
+                if rank not in seen or seen[rank][0] != value:
+                    seen[rank] = (value, self._now())
 
     def last_seen(self, rank: int, at: tuple[int, int] | None) -> str:
         """A rank and where it was by its last beat, or at the epoch and step `at`, which others tell.
@@ -80,12 +76,20 @@ class Watch:
     def end_local_ranks(self) -> None:
         """Kill this job's ranks on this machine, stopped ones as well."""
         for beat in self.beats.values():
-            if beat.host == socket.gethostname() and beat.place.phase != ENDED:
+            if beat.place.phase != ENDED:
                 with contextlib.suppress(psutil.Error, OSError):
-                    if str(self._job.folder) in " ".join(psutil.Process(beat.pid).cmdline()):
-                        os.kill(beat.pid, signal.SIGKILL)
+                    if process := local_process(self._job, beat):
+                        process.kill()
 
 
-def _blame(beat: Beat) -> tuple[bool, int, int]:
+def local_process(job: TrainJob, beat: Beat) -> psutil.Process | None:
+    """The rank's process, where it is this machine's and still there."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        if beat.host == socket.gethostname() and str(job.folder) in " ".join(psutil.Process(beat.pid).cmdline()):
+            return psutil.Process(beat.pid)
+    return None
+
+
+def blame(beat: Beat) -> tuple[bool, int, int]:
     """Least for the rank that the others wait for: one that does its own work, or is furthest behind."""
-    return beat.place.phase in _WAITING_PHASES, beat.place.epoch, beat.place.step
+    return beat.place.phase in WAITING_PHASES, beat.place.epoch, beat.place.step

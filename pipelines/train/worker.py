@@ -32,7 +32,7 @@ from pipelines.train.elastic.chief import Chief, ServerGone
 from pipelines.train.elastic.server import PartServer
 from pipelines.train.elastic.supervisor import AGAIN, supervise
 from pipelines.train.elastic.worker import Worker
-from pipelines.train.heartbeat import Heartbeat
+from pipelines.train.heartbeat import LOGGING, Heartbeat
 from pipelines.train.job import EpochResult, RankError, TrainJob, TrainResult
 from pipelines.train.loop import Trainer
 
@@ -100,7 +100,7 @@ def _work(job: TrainJob, rank: int, heartbeat: Heartbeat) -> None:
         timeout = timedelta(seconds=2 * job.train.timeout_s)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
         trainer = Trainer(job, device)
-    heartbeat.follow(trainer.place)
+    heartbeat.follow(trainer.place, lambda: trainer.clock.seconds)
     resumed = trainer.resume()
     started = time.monotonic()
 
@@ -118,7 +118,7 @@ def _work(job: TrainJob, rank: int, heartbeat: Heartbeat) -> None:
     dist.barrier()
     dist.destroy_process_group()
     if rank == 0:
-        trainer.clock.enter("logging the model")
+        trainer.clock.enter(LOGGING)
         uri, size = _log_model(job, trainer) if job.run_id else ("", 0)
         result = TrainResult(
             epochs=trainer.epochs,
@@ -138,11 +138,11 @@ def _serve_or_work(job: TrainJob, rank: int, device: torch.device, heartbeat: He
     """What another rank than the chief does where no collective joins them."""
     worker = Worker(job, device, rank)
     if rank >= num_servers(job.train.strategy):
-        heartbeat.follow(worker.place)
+        heartbeat.follow(worker.place, lambda: worker.clock.seconds)
         return worker.work()
     steps = len(worker.loader) * job.train.epochs * job.train.updates_per_step
     server = PartServer(job, rank, total_steps=steps)
-    heartbeat.follow(server.place)
+    heartbeat.follow(server.place, dict)
     return server.serve()
 
 

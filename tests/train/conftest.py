@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -42,6 +43,13 @@ def plant(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{ROOT}")
+
+
+def run_of(workload: str) -> Any:
+    """The workload's only MLflow run."""
+    client = tracking.mlflow_client()
+    (run,) = client.search_runs([client.get_experiment_by_name(workload).experiment_id])
+    return run
 
 
 def weights_of(made: Made, tmp_path: Path) -> dict[str, list[float]]:

@@ -1,12 +1,10 @@
 """Ranks that no collective joins: a parameter server, and backup workers."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from pipelines.stage import Made
-from tests.train.conftest import rank_processes
 
 SETTINGS = {"ranks": 3, "batch_size": 16, "epochs": 3, "timeout_s": 30, "threads": 1, "lr": 0.05}
 

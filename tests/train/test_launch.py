@@ -14,7 +14,7 @@ import pytest
 from pipelines.errors import ConfigError, DataError, TrainingError
 from pipelines.lake import runs_path
 from pipelines.stage import Made
-from tests.train.conftest import plant, rank_processes, weights_of
+from tests.train.conftest import plant, rank_processes, run_of, weights_of
 
 # Put on the ranks' PYTHONPATH as sitecustomize.py; rank 1 meets the fault.
 BROKEN_PETASTORM = """
@@ -106,6 +106,7 @@ def test_a_lost_rank_is_named_in_time_and_the_run_starts_again(
     assert re.match(rf"{where}: {what[fault]}", why)
     assert [(epoch["epoch"], epoch["rows"]) for epoch in made.result["epochs"]] == [(0, 120), (1, 120)]
     assert "starts again from the last checkpoint (1 of 2)" in capfd.readouterr().out
+    assert why in run_of("tiny").data.tags["headrace.alert"]
 
 
 @pytest.mark.faults
