@@ -1,6 +1,10 @@
 """The train stage on a small table."""
 
+import multiprocessing
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,11 +13,13 @@ import psutil
 import pytest
 
 from pipelines import tracking
-from pipelines.config import load_config
+from pipelines.config import Config, load_config
 from pipelines.features.fitted import FittedFeatures, FittedInput, FittedLabel, FittedVector
+from pipelines.lake import Snapshot
 from pipelines.receipt import Receipt
 from pipelines.stage import Given, Made
 from pipelines.train.launch import build
+from tests.cluster import free_port
 from tests.conftest import ROOT
 from tests.tables import BINARY, DENSE, contract_of, feature_table
 
@@ -23,13 +29,16 @@ Workload = Callable[..., Path]
 @pytest.fixture
 def train(lake: Path, workload: Workload) -> Callable[..., Made]:
     """Run the stage on a small table: `train(epochs=1)`, with settings of its section to replace."""
-    snapshot = feature_table(lake / "tables" / "tiny" / "features" / "train", [70, 50], contract_of(DENSE))
+    table = feature_table(lake / "tables" / "tiny" / "features" / "train", [70, 50], contract_of(DENSE))
     inputs = (FittedInput(name="dense", kind="dense", whole=FittedVector(source="x", width=4)),)
     fitted = FittedFeatures(inputs=inputs, label=FittedLabel(spec=BINARY), columns={"x": "array<float>"})
-    result = {"snapshots": {"train": snapshot.model_dump(mode="json")}, "fitted": fitted.model_dump(mode="json")}
-    features = Receipt(stage="features", workload="tiny", digest="f", made_from={}, seconds=1, rows=120, result=result)
 
-    def run(network: str = "softmax", **settings: object) -> Made:
+    def run(network: str = "softmax", snapshots: dict[str, Snapshot] | None = None, **settings: object) -> Made:
+        splits = {name: split.model_dump(mode="json") for name, split in (snapshots or {"train": table}).items()}
+        result = {"snapshots": splits, "fitted": fitted.model_dump(mode="json")}
+        features = Receipt(
+            stage="features", workload="tiny", digest="f", made_from={}, seconds=1, rows=1, result=result
+        )
         section = {"ranks": 2, "batch_size": 16, "epochs": 3, "launcher": "torchrun", "timeout_s": 60} | settings
         config = load_config(workload("", model={"network": network}, train=section, classic=[]))
         with tracking.start_run("tiny", "train", parent=None) as mlflow_run:
@@ -37,6 +46,45 @@ def train(lake: Path, workload: Workload) -> Callable[..., Made]:
             return build(given)
 
     return run
+
+
+@pytest.fixture
+def forked_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks are forked from here, where torch and MLflow are imported; torchrun would have each import them."""
+    import mlflow.pytorch  # noqa: F401
+    import torch._dynamo
+
+    from pipelines.train import launch, worker
+
+    def run(config: Config, job_path: Path, log: Path) -> None:
+        torch.set_num_threads(1)
+        processes, ranks, port = [], config.train.ranks, free_port()
+        for rank in range(ranks):
+            arguments = (worker.main, rank, ranks, port, job_path, log)
+            processes.append(multiprocessing.get_context("fork").Process(target=_forked, args=arguments))
+            processes[-1].start()
+        while processes and all(process.exitcode in (None, 0) for process in processes):
+            processes = [process for process in processes if process.exitcode is None]
+            time.sleep(0.05)
+        for process in processes:
+            process.kill()
+            process.join()
+        if processes:
+            raise subprocess.CalledProcessError(1, ["ranks"])
+
+    monkeypatch.setattr(launch, "_run_torchrun", run)
+
+
+def _forked(main: Callable[[str], int], rank: int, ranks: int, port: int, job_path: Path, log: Path) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_PORT": str(port)}
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    code = main(str(job_path))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> None:

@@ -1,16 +1,254 @@
-"""Ranks that no collective joins: a parameter server, and backup workers."""
+"""Ranks that no collective joins: every row is accounted for, and one that is lost costs only itself."""
 
-from collections.abc import Callable
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
+import grpc
+import numpy as np
+import pyarrow as pa
 import pytest
+import torch
+from deltalake import CommitProperties, write_deltalake
+from hypothesis import given
+from hypothesis import strategies as st
 
+from pipelines.errors import TrainingError
+from pipelines.lake import CONTRACT_KEY, Snapshot, runs_path
 from pipelines.stage import Made
+from pipelines.train.elastic.certificates import Identity, issue
+from pipelines.train.elastic.ledger import Lease, Ledger
+from pipelines.train.elastic.wire import Address, Message, Peer, Server, address_path
+from pipelines.train.heartbeat import Beat
+from tests.ranks import run_ranks
+from tests.tables import DENSE, contract_of
 
-SETTINGS = {"ranks": 3, "batch_size": 16, "epochs": 3, "timeout_s": 30, "threads": 1, "lr": 0.05}
+SETTINGS: dict[str, Any] = {"ranks": 3, "batch_size": 16, "epochs": 3, "timeout_s": 60, "threads": 1, "lr": 0.05}
 
 
-@pytest.mark.parametrize("strategy", ["parameter_server", "backup_workers"])
-def test_every_row_is_accounted_for(train: Callable[..., Made], strategy: str) -> None:
-    made = train(strategy=strategy, **SETTINGS)
-    print(made.result["epochs"], made.lines)
-    assert [epoch["rows"] for epoch in made.result["epochs"]] == [120] * 3
+@given(st.integers(1, 4), st.integers(1, 12), st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=200))
+def test_each_part_is_noted_once_whoever_is_lost(groups: int, steps: int, moves: list[tuple[int, bool]]) -> None:
+    """Workers move in any order, any of them may forget its lease at any time, and the ledger may be put away."""
+    ledger, leases = Ledger(0, groups, steps), dict[int, tuple[Lease, int]]()
+    noted: list[tuple[int, int]] = []
+
+    def move(worker: int) -> None:
+        if worker not in leases:
+            lease = ledger.lease(worker)
+            assert (lease is None) == ledger.is_complete
+            if lease is not None:
+                leases[worker] = (lease, lease.first)
+            return
+        lease, part = leases[worker]
+        if not ledger.is_wanted(lease.number, part):
+            leases.pop(worker)
+            return
+        ledger.note(lease.number, part)
+        noted.append((lease.group, part))
+        leases[worker] = (lease, part + 1)
+
+    for worker, is_lost in moves:
+        if is_lost and worker == 4:
+            ledger = Ledger.of(json.loads(json.dumps(ledger.state())))
+            leases.clear()
+        elif is_lost:
+            leases.pop(worker, None)
+        else:
+            move(worker)
+    for _ in range(4 * groups * steps + 8):
+        move(0)
+    assert ledger.is_complete and ledger.done == groups * steps
+    assert sorted(noted) == [(group, part) for group in range(groups) for part in range(steps)]
+
+
+def test_who_has_nothing_left_takes_half_of_the_longest_range() -> None:
+    ledger = Ledger(0, groups=2, steps=8)
+    first, second = ledger.lease(1), ledger.lease(2)
+    assert first is not None and second is not None and {first.group, second.group} == {0, 1}
+    for part in range(8):
+        ledger.note(first.number, part)
+    third = ledger.lease(1)
+    assert third is not None and (third.group, third.first, third.end) == (second.group, 4, 8)
+    assert ledger.end_of(second.number) == 4, "the other is told with its next part"
+
+
+def _call_as(folder: Path) -> list[str]:
+    """What a server answers to a worker, a server, somebody of another authority, and one without a certificate."""
+    ours, theirs = folder / "ours", folder / "theirs"
+    for place in (ours, theirs):
+        place.mkdir()
+        issue(place, ["server", "worker", "server"])
+    server = Server(ours, 0, {"load": ({"server"}, lambda rank, message: Message({"rank": rank, **message.header}))})
+    address_path(theirs, 0).write_bytes(address_path(ours, 0).read_bytes())
+    found = []
+    for place, rank in ((ours, 2), (ours, 1), (theirs, 2)):
+        try:
+            answer = Peer(place, rank, 0).call("load", Message({"x": 1}), patience_s=0.5)
+            found.append(str(answer.header))
+        except TrainingError as error:
+            found.append(str(error))
+    address = Address.model_validate_json(address_path(ours, 0).read_bytes())
+    try:
+        with grpc.insecure_channel(f"{address.host}:{address.port}") as channel:
+            channel.unary_unary("/headrace/load")(b"", timeout=1)
+    except grpc.RpcError as error:
+        found.append(error.code().name)
+    server.close()
+    return found
+
+
+def test_a_rank_is_answered_by_its_role(tmp_path: Path) -> None:
+    server, worker, foreign, plain = run_ranks(1, _call_as, tmp_path)[0]
+    assert server == "{'rank': 2, 'x': 1}"
+    assert worker == "rank 0: load: wanted the role server, seen worker of rank 1"
+    assert foreign.startswith("rank 0: load: ") and "rank': 2" not in foreign
+    assert plain == "UNAVAILABLE"
+
+
+def test_a_key_is_read_by_its_owner_alone_and_the_authority_has_none(tmp_path: Path) -> None:
+    issue(tmp_path, ["server", "worker"])
+    for path in tmp_path.iterdir():
+        assert path.stat().st_mode & 0o077 == 0
+    assert Identity.read(tmp_path, 0).authority == Identity.read(tmp_path, 1).authority
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_message_comes_back_as_it_was() -> None:
+    sent = Message({"a": [1, {"b": None}]}, {"x": torch.arange(3), "y": torch.tensor(1.5, dtype=torch.float64)})
+    came = Message.of(sent.to_bytes())
+    assert came.header == sent.header and came.tensors.keys() == sent.tensors.keys()
+    assert all(torch.equal(came.tensors[name], tensor) for name, tensor in sent.tensors.items())
+
+
+def accounted(made: Made, table: Snapshot | None = None) -> bool:
+    rows = {(epoch["rows"], epoch["row_id_sum"]) for epoch in made.result["epochs"]}
+    return len(rows) == 1 and next(iter(rows))[0] == (table.rows if table else 120)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "parameter_server",
+        {"name": "parameter_server", "max_staleness": 0},
+        {"name": "parameter_server", "servers": 2},
+        "backup_workers",
+    ],
+)
+def test_every_row_is_accounted_for(forked_ranks: None, train: Callable[..., Made], strategy: Any) -> None:
+    made = train(strategy=strategy, **SETTINGS | {"ranks": 4}, optimizer={"name": "SGD", "momentum": 0.5})
+    assert accounted(made) and not made.result["restarts"]
+    last = made.result["epochs"][-1]
+    assert last["loss"] < made.result["epochs"][0]["loss"]
+    assert last["exchange"]["staleness_max"] <= (0 if isinstance(strategy, str) and "backup" in strategy else 12)
+    if isinstance(strategy, dict) and strategy.get("max_staleness") == 0:
+        assert last["exchange"]["staleness_max"] == 0
+
+
+def beat_of(rank: int) -> Beat | None:
+    paths = list(runs_path("tiny").glob(f"train/*/beat-rank-{rank}.json"))
+    try:
+        return Beat.model_validate_json(paths[0].read_bytes()) if paths else None
+    except (OSError, ValueError):
+        return None
+
+
+@pytest.fixture
+def signalled() -> Iterator[Callable[..., None]]:
+    """Send a rank's process a signal at an epoch and a step, or behind them."""
+    threads, done = [], threading.Event()
+
+    def send(rank: int, sign: int, *, epoch: int = 0, step: int = 0, watch: int | None = None) -> None:
+        def wait_and_send() -> None:
+            while not done.wait(0.005):
+                seen, target = beat_of(rank if watch is None else watch), beat_of(rank)
+                if seen and target and (seen.place.epoch, seen.place.step) >= (epoch, step) and seen.place.ticks > 0:
+                    return os.kill(target.pid, sign)
+
+        threads.append(threading.Thread(target=wait_and_send))
+        threads[-1].start()
+
+    yield send
+    done.set()
+    for thread in threads:
+        thread.join()
+
+
+LONG = SETTINGS | {"batch_size": 8, "epochs": 12}
+
+
+@pytest.mark.parametrize(("strategy", "restarts"), [("parameter_server", 0), ("backup_workers", 2)])
+def test_a_killed_worker_costs_only_itself(
+    forked_ranks: None, train: Callable[..., Made], signalled: Callable[..., None], strategy: str, restarts: int
+) -> None:
+    signalled(2, signal.SIGKILL, epoch=1)
+    made = train(strategy=strategy, max_restarts=restarts, **LONG)
+    (told,) = made.result["restarts"]
+    assert told.startswith("rank 2 on ") and told.endswith("started again" if restarts else "given up")
+    assert accounted(made)
+    assert sum(epoch["exchange"]["repeated_rows"] for epoch in made.result["epochs"]) == 0, "what counts is applied"
+
+
+def test_a_killed_chief_comes_back_from_its_last_checkpoint(
+    forked_ranks: None, train: Callable[..., Made], signalled: Callable[..., None]
+) -> None:
+    signalled(0, signal.SIGKILL, epoch=3)
+    made = train(strategy="parameter_server", checkpoint={"every_steps": 4}, **LONG)
+    (told,) = made.result["restarts"]
+    assert told.startswith("rank 0 on ") and told.endswith("ended by signal 9; started again")
+    assert accounted(made) and len(made.result["epochs"]) == 12
+
+
+def test_another_server_that_is_killed_is_filled_again(
+    forked_ranks: None, train: Callable[..., Made], signalled: Callable[..., None]
+) -> None:
+    signalled(1, signal.SIGKILL, epoch=3, watch=0)
+    made = train("mlp", strategy={"name": "parameter_server", "servers": 2}, **LONG | {"ranks": 4})
+    assert any(line.startswith("rank 1 on ") for line in made.result["restarts"])
+    assert accounted(made) and len(made.result["epochs"]) == 12
+
+
+def test_a_stopped_rank_does_not_set_the_pace(
+    forked_ranks: None, train: Callable[..., Made], signalled: Callable[..., None]
+) -> None:
+    """It is stopped for good, and the others end long before anybody would give it up."""
+    signalled(2, signal.SIGSTOP, epoch=1)
+    began = time.monotonic()
+    made = train(strategy="backup_workers", **LONG | {"timeout_s": 240})
+    assert accounted(made) and time.monotonic() - began < 100, "half the limit without a sign of life"
+
+
+def two_classes(folder: Path) -> Snapshot:
+    """1,000 samples of two classes that overlap, wide enough for a learning rate of 0.1 to reach the optimum soon."""
+    contract, generator = contract_of(DENSE), np.random.default_rng(0)
+    label = generator.integers(0, 2, 1000)
+    values = 3.0 * (generator.normal(size=(1000, 4)) + label[:, None] * np.array([1.0, 0.5, 0.0, -1.0]))
+    rows = {
+        "row_id": pa.array(generator.integers(-(2**63), 2**63, 1000)),
+        "dense": pa.array(list(values.astype(np.float32)), pa.list_(pa.float32())),
+        "label": pa.array(label),
+    }
+    metadata = json.dumps({CONTRACT_KEY: contract.model_dump(mode="json")})
+    properties = CommitProperties(custom_metadata={"userMetadata": metadata})
+    write_deltalake(str(folder), pa.table(rows), commit_properties=properties)
+    return Snapshot.open(folder)
+
+
+def test_full_batch_descent_reaches_the_optimum_of_the_synchronous_run(
+    forked_ranks: None, train: Callable[..., Made], tmp_path: Path
+) -> None:
+    """1,000 samples, two classes, a learning rate of 0.1; each worker has half of them, and nobody waits."""
+    table = two_classes(tmp_path / "samples")
+    settings = SETTINGS | {"batch_size": 1000, "epochs": 60, "lr": 0.1, "optimizer": "SGD", "lanes": 8}
+    snapshots = {"train": table, "validation": table}
+    losses = {}
+    for strategy, ranks in (("data_parallel", 2), ("parameter_server", 3)):
+        made = train(snapshots=snapshots, **settings | {"ranks": ranks, "strategy": strategy})
+        assert accounted(made, table)
+        losses[strategy] = made.result["epochs"][-1]["metrics"]["validation_loss"]
+    print(losses)
+    assert losses["parameter_server"] == pytest.approx(losses["data_parallel"], abs=1e-3)

@@ -14,6 +14,7 @@ from pipelines.train.heartbeat import ENDED, Beat, Place
 from pipelines.train.job import TrainJob
 
 LOOK_EVERY_S = 0.1
+GRACE_S = 3.0  # for a child that is left when all is done
 AGAIN = 75  # a child's exit code: start me again (EX_TEMPFAIL of sysexits.h)
 _SHARE = 0.5  # of train.timeout_s without a sign of life, and the child is ended
 
@@ -49,18 +50,23 @@ def supervise(job: TrainJob, rank: int, work: Callable[[], int]) -> int:
 
 
 def _watched(job: TrainJob, rank: int, child: int) -> int:
-    """Wait for the child, and end it where it gives no sign of life. Its exit code, or less than 0 by a signal."""
+    """Wait for the child, and end it where it gives no sign of life, or is left when all is done.
+
+    Its exit code, or less than 0 by a signal.
+    """
     path, limit = job.beat_path(rank), _SHARE * job.train.timeout_s
-    count, since = -1, time.monotonic()
+    count, until = -1, time.monotonic() + limit
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
         with contextlib.suppress(OSError, ValueError):
             beat = Beat.model_validate_json(path.read_bytes())
-            if beat.count != count or beat.pid != child:
-                count, since = beat.count, time.monotonic()
-        if time.monotonic() - since > limit:
+            if beat.pid == child and beat.count != count:
+                count, until = beat.count, time.monotonic() + limit
+        if limit > GRACE_S and job.result_path.is_file():
+            limit, until = GRACE_S, time.monotonic() + GRACE_S
+        if time.monotonic() > until:
             os.kill(child, signal.SIGKILL)
         time.sleep(LOOK_EVERY_S)
 
