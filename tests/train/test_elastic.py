@@ -226,7 +226,7 @@ def two_classes(folder: Path) -> Snapshot:
     """1,000 samples of two classes that overlap, wide enough for a learning rate of 0.1 to reach the optimum soon."""
     contract, generator = contract_of(DENSE), np.random.default_rng(0)
     label = generator.integers(0, 2, 1000)
-    values = 3.0 * (generator.normal(size=(1000, 4)) + label[:, None] * np.array([1.0, 0.5, 0.0, -1.0]))
+    values = 3.0 * (generator.normal(size=(1000, 4)) + (label[:, None] - 0.5) * np.array([1.0, 0.5, 0.0, -1.0]))
     rows = {
         "row_id": pa.array(generator.integers(-(2**63), 2**63, 1000)),
         "dense": pa.array(list(values.astype(np.float32)), pa.list_(pa.float32())),
