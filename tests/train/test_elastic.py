@@ -243,7 +243,7 @@ def test_full_batch_descent_reaches_the_optimum_of_the_synchronous_run(
 ) -> None:
     """1,000 samples, two classes, a learning rate of 0.1; each worker has half of them, and nobody waits."""
     table = two_classes(tmp_path / "samples")
-    settings = SETTINGS | {"batch_size": 1000, "epochs": 60, "lr": 0.1, "optimizer": "SGD", "lanes": 8}
+    settings = SETTINGS | {"batch_size": 1000, "epochs": 90, "lr": 0.1, "optimizer": "SGD", "lanes": 8}
     snapshots = {"train": table, "validation": table}
     losses = {}
     for strategy, ranks in (("data_parallel", 2), ("parameter_server", 3)):

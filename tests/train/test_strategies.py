@@ -5,10 +5,15 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
+from pipelines.config.learning import Train
+from pipelines.errors import ConfigError
 from pipelines.lake import Snapshot
+from pipelines.models.build import build_network
 from pipelines.train.job import TrainJob
 from pipelines.train.loop import Trainer
+from pipelines.train.strategies.groups import local
 from tests.ranks import run_ranks
 from tests.tables import DENSE, contract_of, feature_table
 from tests.train.test_loop import assert_trained_alike, job_of, train
@@ -114,3 +119,78 @@ def test_one_strategy_goes_on_where_another_stopped(tmp_path: Path, snapshot: Sn
         trained = run_ranks(ranks, train, job)[0]
     wanted = run_ranks(1, train, job_of(tmp_path / "b", snapshot, network=LAYERS, epochs=4, **ADAM))[0]
     assert_trained_alike(trained, wanted, atol=1e-10, loss_atol=1e-10)
+
+
+def held_and_live(job: TrainJob) -> tuple[int, int, int]:
+    """On a rank: bytes of parameters and optimizer state that it holds, of all, and the most parts that it held at once."""
+    trainer = Trainer(job, torch.device("cpu"))
+    whole = sum(parameter.nbytes for parameter in build_network(job.model, trainer.contract).parameters())
+    trainer.run(lambda _: None)
+    parameters = [local(parameter) for parameter in trainer.strategy.parameters]
+    moments = [local(x) for state in trainer.optimizer.state.values() for x in state.values() if x.dim()]
+    return sum(x.nbytes for x in (*parameters, *moments)), 3 * whole, getattr(trainer.strategy, "most_live", 0)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_sharded_rank_holds_its_share(tmp_path: Path, snapshot: Snapshot, ranks: int) -> None:
+    """Of parameters and both moments of Adam."""
+    network = {"network": "mlp", "hidden": [64, 64]}
+    job = job_of(tmp_path, snapshot, network=network, strategy="sharded", ranks=ranks, optimizer="Adam", epochs=1)
+    for held, whole, _ in run_ranks(ranks, held_and_live, job):
+        assert held == pytest.approx(whole / ranks, rel=0.1)
+
+
+@pytest.mark.parametrize("schedule", ["1F1B", "GPipe"])
+def test_parts_that_a_stage_holds(tmp_path: Path, snapshot: Snapshot, schedule: str) -> None:
+    """With 1F1B at most as many as there are stages, with GPipe all."""
+    strategy = {"name": "pipeline_parallel", "schedule": schedule}
+    job = job_of(tmp_path, snapshot, network=LAYERS, strategy=strategy, ranks=2, epochs=1, micro_batches=6)
+    live = [most for _, _, most in run_ranks(2, held_and_live, job)]
+    assert live == [6, 6] if schedule == "GPipe" else max(live) <= 2
+
+
+@pytest.mark.parametrize(
+    ("strategy", "network", "wanted"),
+    [
+        ("tensor_parallel", {"network": "softmax"}, "pairs of linear layers to cut.*seen Softmax"),
+        ("pipeline_parallel", {"network": "softmax"}, "a network that names its layers.*seen Softmax"),
+        ("pipeline_parallel", {"network": "mlp", "hidden": []}, "a layer with parameters for each of 2 stages, seen 1"),
+    ],
+)
+def test_a_network_that_cannot_be_cut(
+    tmp_path: Path, snapshot: Snapshot, strategy: str, network: dict[str, Any], wanted: str
+) -> None:
+    with pytest.raises(ConfigError, match=wanted):
+        run_ranks(2, train, job_of(tmp_path, snapshot, network=network, strategy=strategy, ranks=2))
+
+
+@pytest.mark.parametrize(
+    ("section", "wanted"),
+    [
+        ({"strategy": "data_paralel"}, "data_parallel"),
+        ({"strategy": {"name": "data_parallel", "hok": "fp16"}}, "hok"),
+        ({"strategy": {"name": "data_parallel", "hook": {"name": "topk", "share": 2}}}, "less than or equal to 1"),
+        (
+            {"strategy": {"name": "tensor_parallel", "size": 3}, "ranks": 4},
+            "strategy.size: wanted a divisor of the 4 ranks",
+        ),
+        ({"strategy": "tensor_parallel", "balance": "auto"}, "balance: wanted off with tensor_parallel"),
+        ({"strategy": "pipeline_parallel", "ranks": 4, "micro_batches": 2}, "one for each of the 4 stages with 1F1B"),
+        ({"strategy": {"name": "backup_workers", "backups": 2}, "ranks": 3}, "leave no worker of 3"),
+    ],
+)
+def test_settings_that_do_not_fit(section: dict[str, Any], wanted: str) -> None:
+    with pytest.raises(ValidationError, match=wanted):
+        Train.model_validate(section)
+
+
+def test_what_is_learned_is_the_same_by_any_exact_strategy() -> None:
+    def learned(strategy: Any, ranks: int) -> dict[str, Any]:
+        return Train.model_validate({"strategy": strategy, "ranks": ranks, "lanes": 4, "batch_size": 64}).learned()
+
+    exact = [
+        learned(*case)
+        for case in (("data_parallel", 1), ("sharded", 4), ("tensor_parallel", 2), ("pipeline_parallel", 4))
+    ]
+    assert all(one == exact[0] for one in exact)
+    assert learned("local_sgd", 2) != learned("local_sgd", 4) != exact[0]
