@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYSPARK_PYTHON ?= $(CURDIR)/$(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help doctor setup demo run plan watch profile layout audit $(STAGES) leaderboard rollback clean ui test test-faults check check-fast format docs bench bench-loader bench-features bench-assignment
+.PHONY: help doctor setup demo run plan watch profile layout audit $(STAGES) leaderboard rollback clean ui test test-faults test-faults-strategies check check-fast format docs bench bench-loader bench-features bench-assignment
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z$$()A-Z -]+:.*## / {sub(/\$$\(STAGES\)/, "<stage>", $$1); printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ test: $(STAMP)  ## The tests
 
 test-faults: $(STAMP)  ## Ctrl-C and kill -9 in every stage, of ranks and inside a checkpoint, at random moments
 	@$(BIN)/python -m pytest -m faults $(ARGS)
+
+test-faults-strategies: $(STAMP)  ## kill -9 of any process of any strategy, twenty times each, at random moments
+	@$(BIN)/python -m pytest -m faults_strategies -rA $(ARGS)
 
 check: check-fast  ## Format, lint, types, import layers, generated files
 	@$(BIN)/mypy

@@ -17,7 +17,16 @@ os.chdir(ROOT)  # conf/ and Spark's properties are found from here
 # The files that take longest come first, so that no process is left alone with one of them at the end. So do those that
 # fork ranks: torch refuses a backward pass in a process that was forked from one with a backward pass behind it.
 LONGEST = ("test_jobs", "test_workloads", "test_run", "test_cluster", "test_classic", "test_launch", "test_dry_run")
-FORKING = ("test_elastic", "test_strategies", "test_hooks", "test_kills", "test_loop", "test_balance", "test_diagnosis")
+FORKING = (
+    "test_elastic",
+    "test_strategies",
+    "test_hooks",
+    "test_strategy_faults",
+    "test_kills",
+    "test_loop",
+    "test_balance",
+    "test_diagnosis",
+)
 FIRST = (*LONGEST, *FORKING)
 
 # The tests' jobs are short: with the JVM's quick compiler alone, and without Spark's compiling of every query, they

@@ -47,4 +47,5 @@ class MLP(nn.Module):
     def linear_pairs(self) -> Sequence[tuple[Sequence[str], str]]:
         """See `Paired`."""
         names = [f"hidden.{place}" for place, layer in enumerate(self.hidden) if isinstance(layer, nn.Linear)]
+        names.append("head")
         return [([first], second) for first, second in zip(names[::2], names[1::2], strict=False)]

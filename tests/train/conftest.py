@@ -67,8 +67,10 @@ def forked_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
             processes = [process for process in processes if process.exitcode is None]
             time.sleep(0.05)
         for process in processes:
+            process.terminate()  # as torchrun does
+        for process in processes:
+            process.join(10)
             process.kill()
-            process.join()
         if processes:
             raise subprocess.CalledProcessError(1, ["ranks"])
 

@@ -38,8 +38,8 @@ class TensorParallel(Strategy):
         pairs = list(network.linear_pairs()) if isinstance(network, Paired) else []
         if not pairs:
             raise ConfigError(
-                "train.strategy: tensor_parallel: wanted a network with pairs of linear layers to cut, such as mlp with "
-                f"two hidden layers or gpt; seen {type(network).__name__}"
+                "train.strategy: tensor_parallel: wanted a network with pairs of linear layers to cut, such as mlp or "
+                f"gpt; seen {type(network).__name__}"
             )
         plan: dict[str, ParallelStyle] = {}
         for columns, rows in pairs:

@@ -1,0 +1,108 @@
+"""kill -9 of any process of any strategy at any moment: the run ends well, and its receipts account for every row.
+
+Moments are drawn uniformly over the wall time of an undisturbed run, and the process from those that are there. The
+seed is printed; HEADRACE_FAULT_SEED repeats a run with it.
+"""
+
+import contextlib
+import random
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+from pipelines.lake import runs_path
+from pipelines.stage import Made
+from tests.faults import SEED
+
+SETTINGS: dict[str, Any] = {"batch_size": 8, "epochs": 4, "timeout_s": 30, "threads": 1, "max_restarts": 3}
+STRATEGIES: list[tuple[int, Any]] = [
+    (2, {"name": "data_parallel", "hook": {"name": "powersgd", "warmup_steps": 4}}),
+    (2, {"name": "data_parallel", "hook": {"name": "topk", "warmup_steps": 4}}),
+    (3, "sharded"),
+    (2, "tensor_parallel"),
+    (2, "pipeline_parallel"),
+    (4, {"name": "tensor_parallel", "size": 2}),
+    (2, {"name": "local_sgd", "every_steps": 4}),
+    (3, {"name": "diloco", "every_steps": 4}),
+    (3, "parameter_server"),
+    (4, {"name": "parameter_server", "servers": 2}),
+    (4, "backup_workers"),
+]
+SYNCHRONOUS = ("data_parallel", "sharded", "tensor_parallel", "pipeline_parallel", "local_sgd", "diloco")
+
+
+def name_of(strategy: Any) -> str:
+    if isinstance(strategy, str):
+        return strategy
+    return "-".join(str(x["name"] if isinstance(x, dict) else x) for x in strategy.values())
+
+
+def rank_processes() -> list[psutil.Process]:
+    """The ranks, and the children of those that keep one; all forked from here."""
+    here = psutil.Process()
+    found = []
+    for process in here.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if process.cmdline() == here.cmdline():
+                found.append(process)
+    return found
+
+
+@contextlib.contextmanager
+def killed(generator: random.Random, after_s: float) -> Iterator[list[int]]:
+    """Kill one of the processes that long after the body began, or once there is one."""
+    done, pids = threading.Event(), list[int]()
+
+    def kill() -> None:
+        until = time.monotonic() + after_s
+        while not done.wait(max(0.01, until - time.monotonic())):
+            if processes := rank_processes():
+                chosen = generator.choice(processes)
+                with contextlib.suppress(psutil.Error):
+                    chosen.kill()
+                    return pids.append(chosen.pid)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield pids
+    finally:
+        done.set()
+        thread.join()
+
+
+SHORT = ("sharded", "pipeline_parallel", "diloco", "parameter_server-2")
+CASES = [
+    *(pytest.param(*case, 1, id=f"{name_of(case[1])}-1") for case in STRATEGIES if name_of(case[1]).startswith(SHORT)),
+    *(pytest.param(*case, 20, id=f"{name_of(case[1])}-20", marks=pytest.mark.faults_strategies) for case in STRATEGIES),
+]
+
+
+@pytest.mark.parametrize(("ranks", "strategy", "kills"), CASES)
+def test_whoever_is_killed(
+    forked_ranks: None, train: Callable[..., Made], ranks: int, strategy: Any, kills: int
+) -> None:
+    settings = SETTINGS | {"ranks": ranks, "strategy": strategy, "checkpoint": {"every_steps": 4}}
+    began = time.monotonic()
+    whole = train("mlp", **settings).result
+    wall_s = time.monotonic() - began
+    receipts = [(epoch["rows"], epoch["row_id_sum"]) for epoch in whole["epochs"]]
+    shutil.rmtree(runs_path("tiny"))
+    generator = random.Random(f"{SEED}:{name_of(strategy)}")
+    print(f"seed {SEED}; {name_of(strategy)}, {ranks} ranks; undisturbed {wall_s:.1f} s")
+    for number in range(kills):
+        after_s = generator.uniform(0, wall_s)
+        with killed(generator, after_s) as pids:
+            result = train("mlp", **settings).result
+        repeated = sum(epoch["exchange"].get("repeated_rows", 0) for epoch in result["epochs"])
+        print(f"{number}: {pids} after {after_s:.2f} s; {repeated:g} rows repeated; {result['restarts']}", flush=True)
+        assert [(epoch["rows"], epoch["row_id_sum"]) for epoch in result["epochs"]] == receipts
+        if name_of(strategy).startswith(SYNCHRONOUS):
+            losses = [epoch["loss"] for epoch in whole["epochs"]]
+            assert [epoch["loss"] for epoch in result["epochs"]] == pytest.approx(losses, abs=1e-5)
+        shutil.rmtree(runs_path("tiny"))
