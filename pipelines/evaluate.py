@@ -248,7 +248,9 @@ def _keep_metrics(run: Run, measured: dict[tuple[str, str], Measured], speeds: d
 
 def _plot(run: Run, test: DataFrame, chosen: str, spec: LabelSpec) -> None:
     """Keep plots of the test split in the MLflow run."""
-    if spec.kind == "none":  # the run of `classic` has those of its clusters
+    if (
+        not spec.has_column
+    ):  # the run of `classic` has those of its clusters, that of `train` a sample of what was learned
         return
     best = test.where(F.col("candidate") == chosen)
     if spec.is_number:
