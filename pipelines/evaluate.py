@@ -248,11 +248,13 @@ def _keep_metrics(run: Run, measured: dict[tuple[str, str], Measured], speeds: d
 
 def _plot(run: Run, test: DataFrame, chosen: str, spec: LabelSpec) -> None:
     """Keep plots of the test split in the MLflow run."""
-    if (
-        not spec.has_column
-    ):  # the run of `classic` has those of its clusters, that of `train` a sample of what was learned
+    if spec.kind == "none":  # the run of `classic` has those of its clusters
         return
     best = test.where(F.col("candidate") == chosen)
+    if spec.kind == "next_token":
+        (losses,) = sampled(best, ["score"])
+        run.figure("losses.png", plots.losses(losses, chosen))
+        return
     if spec.is_number:
         if spec.event:  # of rows whose time is known
             best = best.where(F.get("label", 1) == 1).withColumn("label", F.get("label", 0))
