@@ -1,7 +1,7 @@
 """A small decoder of GPT-2's shape, which learns what comes next in a sequence of ids.
 
-A. Radford et al., Language models are unsupervised multitask learners, 2019; the sizes and the initialization are those
-of https://github.com/karpathy/nanoGPT, but for the head, which has weights of its own: a network whose first and last
+A. Radford et al., Language models are unsupervised multitask learners, 2019; sizes, initialization and the lack of
+biases are those of https://github.com/karpathy/nanoGPT. The head has weights of its own: a network whose first and last
 layer share theirs cannot be cut between ranks.
 
 B batch, T places of the context, D width, H heads, E width of a head, V ids.
@@ -51,7 +51,7 @@ class GPT(nn.Module):
         (sequence,) = contract.inputs
         self.embed = Embed(outputs, sequence.width - 1, width, dropout)
         self.blocks = nn.ModuleList(Block(width, width // heads, dropout) for _ in range(layers))
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, outputs, bias=False))
+        self.head = nn.Sequential(nn.LayerNorm(width, bias=False), nn.Linear(width, outputs, bias=False))
         self.apply(_initialize)
         for name, weight in self.named_parameters():
             if name.endswith(("proj.weight", "down.weight")):  # 2 a block add up in what flows past them
@@ -96,8 +96,8 @@ class Block(nn.Module):
 
     def __init__(self, width: int, head_width: int, dropout: float) -> None:
         super().__init__()
-        self.norm_1, self.attention = nn.LayerNorm(width), Attention(width, head_width, dropout)
-        self.norm_2, self.mlp = nn.LayerNorm(width), MLP(width, dropout)
+        self.norm_1, self.attention = nn.LayerNorm(width, bias=False), Attention(width, head_width, dropout)
+        self.norm_2, self.mlp = nn.LayerNorm(width, bias=False), MLP(width, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (B, T, D), for vectors of the same."""
@@ -112,7 +112,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, head_width: int, dropout: float) -> None:
         super().__init__()
         self.head_width, self.dropout_share = head_width, dropout
-        self.q, self.k, self.v, self.proj = (nn.Linear(width, width) for _ in range(4))
+        self.q, self.k, self.v, self.proj = (nn.Linear(width, width, bias=False) for _ in range(4))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.up, self.down = (nn.Linear(*shape, bias=False) for shape in ((width, 4 * width), (4 * width, width)))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -143,5 +143,3 @@ class MLP(nn.Module):
 def _initialize(module: nn.Module) -> None:
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=_STD)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)

@@ -184,7 +184,7 @@ def _sample(job: TrainJob, trainer: Trainer) -> str:
     (sequence,) = job.fitted.inputs
     assert isinstance(sequence.whole, FittedList), "refused unless it is a sequence"
     is_text = sequence.whole.tokens is not None and sequence.whole.tokens.unit == "characters"
-    return ("" if is_text else " ").join(sample(trainer.network.eval(), trainer.contract, seed=job.seed))
+    return ("" if is_text else " ").join(sample(trainer.trained().eval(), trainer.contract, seed=job.seed))
 
 
 def example_inputs(contract: Contract) -> dict[str, "np.ndarray[tuple[int, ...], np.dtype[np.generic]]"]:

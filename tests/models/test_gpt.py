@@ -41,7 +41,7 @@ def test_a_later_token_changes_no_logits_before_it() -> None:
 def test_it_is_a_chain_of_layers() -> None:
     decoder, ids = network(), torch.randint(2, 7, (3, T + 1))
     assert isinstance(decoder, GPT)
-    torch.testing.assert_close(nn.Sequential(decoder.embed, *decoder.blocks, decoder.head)(ids), decoder(ids))
+    torch.testing.assert_close(nn.Sequential(*decoder.layers_in_order())(ids), decoder(ids))
 
 
 def test_half_of_the_heads_on_each_of_two_ranks_are_all_of_them() -> None:
@@ -50,9 +50,8 @@ def test_half_of_the_heads_on_each_of_two_ranks_are_all_of_them() -> None:
     for rank, half in enumerate(halves):
         mine = slice(8 * rank, 8 * rank + 8)
         for name in "qkv":
-            linear, other = getattr(half, name), getattr(whole, name)
-            linear.weight, linear.bias = nn.Parameter(other.weight[mine]), nn.Parameter(other.bias[mine])
-        half.proj.weight, half.proj.bias = nn.Parameter(whole.proj.weight[:, mine]), nn.Parameter(whole.proj.bias / 2)
+            getattr(half, name).weight = nn.Parameter(getattr(whole, name).weight[mine])
+        half.proj.weight = nn.Parameter(whole.proj.weight[:, mine])
     torch.testing.assert_close(halves[0](x) + halves[1](x), whole(x))
 
 
