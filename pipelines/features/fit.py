@@ -224,7 +224,8 @@ def _fit_label(
 def _tokens(sequence: FittedInput) -> tuple[str, ...]:
     """What stands behind each id."""
     assert isinstance(sequence.whole, FittedList), "refused unless it is a sequence"
-    return ("", UNKNOWN, *(value or UNKNOWN for value in sequence.whole.category.values or ()))
+    values = sequence.whole.category.values or ()
+    return ("", UNKNOWN, *(UNKNOWN if value is None else value for value in values))
 
 
 def _number_spec(label: Label, stats: Stats, where: str) -> LabelSpec:

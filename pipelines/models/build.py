@@ -183,7 +183,6 @@ class Served(nn.Module):
         shifted = F.pad(ids[:, 1:], (0, 1))
         last = ((shifted != 0).sum(1) - 1).clamp(min=0)
         logits_BTV = self.network(shifted)
-        of_last = last[:, None, None].expand(
-            -1, 1, logits_BTV.shape[2]
-        )  # other ways to index it tie an export to one B
+        # Other ways to index the last place tie an exported program to one B.
+        of_last = last[:, None, None].expand(-1, 1, logits_BTV.shape[2])
         return torch.softmax(logits_BTV.gather(1, of_last).squeeze(1), dim=1)
