@@ -179,10 +179,10 @@ class Served(nn.Module):
         return predicted(outputs, self.spec)
 
     def _following(self, ids: Tensor) -> Tensor:
-        """Probabilities of the token behind each sequence, whose first token makes room for it, shape (B, V)."""
-        shifted = F.pad(ids[:, 1:], (0, 1))
-        last = ((shifted != 0).sum(1) - 1).clamp(min=0)
-        logits_BTV = self.network(shifted)
+        """Probabilities of the token behind each sequence, shape (B, V); the first token of a full one makes room for it."""
+        ids = torch.where(ids[:, -1:] != 0, F.pad(ids[:, 1:], (0, 1)), ids)
+        last = ((ids != 0).sum(1) - 1).clamp(min=0)
+        logits_BTV = self.network(ids)
         # Other ways to index the last place tie an exported program to one B.
         of_last = last[:, None, None].expand(-1, 1, logits_BTV.shape[2])
         return torch.softmax(logits_BTV.gather(1, of_last).squeeze(1), dim=1)

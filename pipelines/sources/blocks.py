@@ -74,7 +74,8 @@ def _cut(batches: Iterable[pa.RecordBatch], *, chars: int) -> Iterator[pa.Record
     for batch in batches:
         for row in batch.to_pylist():
             data = _read(row["path"], row["start"], row["size"] + _LONGEST * (chars + 1))
-            blocks = _blocks(data, _starts(data, row["start"]), size=row["size"], first=row["first"], chars=chars)
+            starts = _starts(data, row["start"])
+            blocks = _blocks(data, starts, size=row["size"], first=row["first"], chars=chars)
             for place in range(0, len(blocks), _BATCH):
                 some = blocks[place : place + _BATCH]
                 columns = [
@@ -97,12 +98,12 @@ def _blocks(
         first: Characters of the file before the range.
         chars: Of a block.
     """
-    own = int(np.searchsorted(starts, size))
+    own, is_end = int(np.searchsorted(starts, size)), len(data) < size + _LONGEST * (chars + 1)
     bounds = np.append(starts, len(data))
     found = []
     for place in range(-first % chars, own, chars):
         number, end = (first + place) // chars, min(place + chars + 1, len(starts))
-        if end - place > 1 or number == 0:  # else it is the end of the block before
+        if end - place > 1 or number == 0 or not is_end:  # else it is the end of the block before
             found.append((number, data[bounds[place] : bounds[end]].tobytes()))
     return found
 

@@ -84,6 +84,7 @@ def test_it_learns_serves_what_follows_and_writes() -> None:
     served = Served(decoder, CONTRACT).eval()
     short = ids.clone()
     short[:, 5:] = 0
+    single = torch.tensor([[3] + [0] * T])
     outputs = served(torch.cat([ids, short]))
     assert outputs.shape == (6, 2 + 7)
     torch.testing.assert_close(outputs[:, 2:].sum(1), torch.ones(6))
@@ -93,6 +94,7 @@ def test_it_learns_serves_what_follows_and_writes() -> None:
     assert (outputs[:, 0] < 0.1).all() and (outputs[:, 1] == 1).all()
     (example,) = example_inputs(CONTRACT).values()
     free = ({0: torch.export.Dim.AUTO},)
+    assert served(single)[0, 2:].argmax() == 4 and served(single)[0, 0] == 0
     exported = torch.export.export(served, (torch.from_numpy(example),), dynamic_shapes=free).module()
     torch.testing.assert_close(exported(ids), served(ids))
     text = "".join(sample(decoder.eval(), CONTRACT, num=30, seed=1))
