@@ -83,8 +83,8 @@ def resample(metric: str, label: Floats, models: Mapping[str, Floats], *, seed: 
         metric: Its name.
         label: For metrics of an order, 0 or 1. Shape (rows,). For those of pairs, time and event. Shape (rows, 2).
         models: For metrics of an order each row's score, of pairs its prediction, else its part of the mean (its loss,
-            its hit; for `rmse` and `r2` its squared error). Each of shape (rows,). For F1 its counts, the hits and then
-            the wrong answers. Each of shape (rows, 2) or (rows, 2 * classes).
+            its hit; for `rmse` and `r2` its squared error, for `perplexity` its loss). Each of shape (rows,). For F1 its
+            counts, the hits and then the wrong answers. Each of shape (rows, 2) or (rows, 2 * classes).
         seed: Of the draws.
     """
     rows = len(label)
@@ -139,6 +139,8 @@ class _Weighted:
             away = self.label - np.dot(self.label, weights) / weights.sum()
             variance = float(np.dot(away * away, weights) / weights.sum())
             return 1.0 - mean / variance if variance else float("nan")
+        if self.metric == "perplexity":
+            return float(np.exp(mean))
         return mean**0.5 if self.metric == "rmse" else mean
 
     def _of_order(self, weights: Floats) -> float:

@@ -251,6 +251,10 @@ def _plot(run: Run, test: DataFrame, chosen: str, spec: LabelSpec) -> None:
     if spec.kind == "none":  # the run of `classic` has those of its clusters
         return
     best = test.where(F.col("candidate") == chosen)
+    if spec.kind == "next_token":
+        (losses,) = sampled(best, ["score"])
+        run.figure("losses.png", plots.losses(losses, chosen))
+        return
     if spec.is_number:
         if spec.event:  # of rows whose time is known
             best = best.where(F.get("label", 1) == 1).withColumn("label", F.get("label", 0))

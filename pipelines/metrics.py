@@ -1,6 +1,6 @@
 """Test metrics of several models on the same rows, computed on Spark; only small summaries reach the driver.
 
-The table has one row a model and row: `candidate, split, row_id, label, prediction, score, probabilities` and the
+The table has one row a model and row: `candidate, split, row_id, label, prediction, score, probabilities, hits` and the
 slice columns as strings.
 """
 
@@ -21,7 +21,6 @@ from pipelines import multilabel
 from pipelines.arrays import one_chunk
 from pipelines.bootstrap import F1, PAIRS, RANKING, Floats
 from pipelines.concordance import concordance
-from pipelines.config.workload import OF_CLUSTERS
 from pipelines.lake import UINT64, LabelSpec
 from pipelines.lake.contract import SMALLEST_RATE
 from pipelines.multilabel import minus_log
@@ -66,6 +65,8 @@ def _metrics(row: Row, spec: LabelSpec) -> Metrics:
     found = {name: float(row[name]) for name in _means(spec) if row[name] is not None}
     if "rmse" in found:
         found["rmse"] = math.sqrt(found["rmse"])
+    if "perplexity" in found:
+        found["perplexity"] = math.exp(found["perplexity"])
     variance = found.pop(_VARIANCE, 0.0)
     if "r2" in found:
         found["r2"] = 1.0 - found["r2"] / variance if variance > 0 else math.nan
@@ -143,7 +144,9 @@ def _means(spec: LabelSpec) -> dict[str, Column]:
 
 
 def _parts(spec: LabelSpec) -> dict[str, Column]:
-    """Each row's part of the metrics that are means over rows; of `rmse` and `r2` its squared error."""
+    """Each row's part of the metrics that are means over rows; of `rmse` and `r2` its squared error, of `perplexity` its
+    log loss.
+    """
     error = F.col("prediction") - F.col("label")
     match spec.kind:
         case "real":
@@ -152,6 +155,8 @@ def _parts(spec: LabelSpec) -> dict[str, Column]:
             return {"poisson_deviance": _deviance(), "rmse": error * error, "mae": F.abs(error)}
         case "multilabel":
             return multilabel.parts()
+        case "next_token":
+            return {"accuracy": F.col("hits"), "log_loss": F.col("score"), "perplexity": F.col("score")}
         case "survival" | "none":  # of clusters see `clusters.measure_clusters`
             return {}
         case _:
@@ -254,7 +259,7 @@ def row_values(
         models: The candidates wanted.
         metric: Its name.
     """
-    if metric in OF_CLUSTERS:
+    if spec.kind == "none":
         return np.empty(0), {}
     label = F.lit(0.0) if spec.kind == "multilabel" else F.col("label")  # whose metrics do not ask for it
     fewer = {"f1_macro": PAIRED_ROWS // max(1, len(spec.classes)) + 1, "concordance": DRAWN_PAIRS}

@@ -108,6 +108,15 @@ def predicted_against_true(label: Floats, prediction: Floats, title: str) -> Fig
     return figure
 
 
+def losses(of_rows: Floats, title: str) -> Figure:
+    """A sample of rows by their log loss."""
+    figure, axes = _figure(title, "log loss of a row (nats a token)", "rows")
+    axes.hist(of_rows, bins=2 * _BINS)
+    axes.axvline(float(of_rows.mean()), linestyle=":", color="black", label=f"mean {of_rows.mean():.4f}")
+    axes.legend()
+    return figure
+
+
 def importances(found: Importances, title: str) -> Figure:
     """The features that weigh most, as bars."""
     figure, axes = _figure(title, found.kind, "")

@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     import torch
     from pyspark.ml import PipelineModel
 
-TIMED_ROWS = 50_000
-_OUTPUT = "prediction double, score double, probabilities array<double>"
+TIMED_ROWS = 50_000  # or tokens
+_ROWS_AT_ONCE = 1 << 14  # likewise: a network's layers take as much memory for a token as for a row
+_OUTPUT = "prediction double, score double, probabilities array<double>, hits double"
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,15 @@ def predict(features: DataFrame, model: Loaded, *, keep: Sequence[str]) -> DataF
     Returns:
         `keep`; `prediction`, a class index, the label's value or a cluster, null where the model gives an affinity and for a
         multilabel label, whose classes are those with a probability of at least `HAS_CLASS`; `score`, which ranks rows for
-        a binary label (the probability of class 1, or a margin) or is that affinity, null for others; `probabilities` of
-        the classes or clusters, null where the model has none.
+        a binary label (the probability of class 1, or a margin), is that affinity or the log loss of a sequence, null for
+        others; `probabilities` of the classes or clusters, null where the model has none; `hits`, the share of a
+        sequence's tokens that were the most likely, null for others. A sequence's prediction is the token behind it.
     """
     if model.bundle.kind == "classic":
         return apply_classic(features, model.pipeline, model.bundle, keep=keep)
     run = _TorchBatches(str(model.path), model.bundle, tuple(keep))
+    if model.bundle.contract.row_outputs > 1:  # a row costs more than its way to another core
+        features = features.repartition(features.sparkSession.sparkContext.defaultParallelism)
     return features.mapInArrow(run, f"{schema_of(features.select(*keep))}, {_OUTPUT}")
 
 
@@ -125,6 +129,7 @@ def answers(scored: DataFrame, label: LabelSpec, name: str, *, gives: str, keep:
         prediction.alias("prediction"),
         score.alias("score"),
         probabilities.alias("probabilities"),
+        F.lit(None).cast("double").alias("hits"),
     )
 
 
@@ -155,7 +160,7 @@ def factors(chosen: DataFrame, model: Loaded) -> Factors:
 
 def readable(scored: DataFrame, bundle: Bundle, keep: Sequence[str]) -> DataFrame:
     """Predictions in the label's own terms: the class's value instead of its index, and its probability; or the values of
-    all classes that a multilabel row is said to have.
+    all classes that a multilabel row is said to have; of a sequence the token behind it, and its own log loss.
     """
     label = bundle.contract.label
     if bundle.gives == "affinity":
@@ -175,7 +180,7 @@ def readable(scored: DataFrame, bundle: Bundle, keep: Sequence[str]) -> DataFram
         *keep,
         F.get(names, place).alias("prediction"),
         F.get("probabilities", place).alias("probability"),
-        "score",
+        F.col("score").alias("log_loss" if label.kind == "next_token" else "score"),
         "probabilities",
     )
 
@@ -191,10 +196,11 @@ def measure_speed(features: DataFrame, model: Loaded, *, num_rows: int) -> float
         model: The model.
         num_rows: How many they are.
     """
-    if num_rows > TIMED_ROWS:
-        rows = features.sample(TIMED_ROWS / num_rows, seed=0)
+    wanted = max(1, TIMED_ROWS // model.bundle.contract.row_outputs)
+    if num_rows > wanted:
+        rows = features.sample(wanted / num_rows, seed=0)
     else:
-        rows = features.withColumn("_copy", F.explode(F.array_repeat(F.lit(0), -(-TIMED_ROWS // max(num_rows, 1)))))
+        rows = features.withColumn("_copy", F.explode(F.array_repeat(F.lit(0), -(-wanted // max(num_rows, 1)))))
     scored = predict(rows, model, keep=["row_id"])
     seen = Observation()
     started = time.monotonic()
@@ -217,11 +223,12 @@ class _TorchBatches:
         if self.path not in self._networks:
             self._networks[self.path] = tracking.load_torch(self.path)
         network = self._networks[self.path]
+        num_rows = max(1, _ROWS_AT_ONCE // self.contract.row_outputs)
         with torch.inference_mode():
             for batch in batches:
-                if batch.num_rows:
-                    outputs = network(*[torch.from_numpy(array) for array in self._inputs(batch)])
-                    yield self._answer(batch, outputs.numpy())
+                for part in (batch.slice(start, num_rows) for start in range(0, batch.num_rows, num_rows)):
+                    outputs = network(*[torch.from_numpy(array) for array in self._inputs(part)])
+                    yield self._answer(part, outputs.numpy())
 
     def _inputs(self, batch: pa.RecordBatch) -> Iterator[np.ndarray[Any, Any]]:
         for column in self.contract.inputs:
@@ -233,8 +240,10 @@ class _TorchBatches:
         label: LabelSpec = self.contract.label
         outputs = outputs.astype(np.float64)
         nothing = pa.nulls(batch.num_rows, pa.float64())
-        prediction, score = pa.array(outputs[:, 0]), nothing
+        prediction, score, hits = pa.array(outputs[:, 0]), nothing, nothing
         probabilities = pa.nulls(batch.num_rows, pa.list_(pa.float64()))
+        if label.kind == "next_token":
+            score, hits, outputs = pa.array(outputs[:, 0]), pa.array(outputs[:, 1]), outputs[:, 2:]
         if not label.is_number:
             prediction = nothing if label.kind == "multilabel" else pa.array(outputs.argmax(axis=1).astype(np.float64))
             probabilities = as_column(outputs)
@@ -242,8 +251,8 @@ class _TorchBatches:
             score = pa.array(outputs[:, 1])
         if self.gives == "affinity":
             prediction, score = nothing, prediction
-        columns = [*[batch.column(name) for name in self.keep], prediction, score, probabilities]
-        return pa.RecordBatch.from_arrays(columns, [*self.keep, "prediction", "score", "probabilities"])
+        columns = [*[batch.column(name) for name in self.keep], prediction, score, probabilities, hits]
+        return pa.RecordBatch.from_arrays(columns, [*self.keep, "prediction", "score", "probabilities", "hits"])
 
 
 class _RawBatches(_TorchBatches):

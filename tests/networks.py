@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.lake import Contract
+from pipelines.models.gpt import GPT
 from pipelines.models.two_tower import TwoTower
 
 
@@ -74,4 +75,12 @@ class DoubleTowers(TwoTower):
 
     def __init__(self, contract: Contract, outputs: int, *, temperature: float | None = None) -> None:
         super().__init__(contract, outputs, embedding_dim=5, width=4, hidden=[6], temperature=temperature)
+        self.double()
+
+
+class DoubleDecoder(GPT):
+    """A decoder of two blocks in float64."""
+
+    def __init__(self, contract: Contract, outputs: int) -> None:
+        super().__init__(contract, outputs, layers=2, heads=4, width=8)
         self.double()

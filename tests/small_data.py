@@ -11,6 +11,7 @@ TEXT = {
     "libsvm/a9a.t": 600,
     "credit-default-taiwan/UCI_Credit_Card.csv": 1500,
     "california-housing/housing.csv": 1500,
+    "tinyshakespeare/input.txt": 900,
     "wikitext-2/valid.txt": 900,
     "wikitext-2/test.txt": 500,
 }

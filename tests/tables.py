@@ -22,6 +22,7 @@ SPARSE = (
 SEQUENCE = Column(name="places", kind="sequence", dtype="int64", shape=(4,), sizes=(6,))
 USER = Column(name="user", kind="ids", dtype="int64", shape=(1,), sizes=(7,), names=("u",))
 ITEM = Column(name="item", kind="ids", dtype="int64", shape=(1,), sizes=(9,), names=("i",))
+NEXT = LabelSpec(kind="next_token", column="text", classes=("", "?", "a", "b", "c", "d"))
 BINARY = LabelSpec(kind="binary", column="y", classes=("0", "1"))
 
 
@@ -35,7 +36,7 @@ def rated(*others: Column) -> Contract:
 def contract_of(*inputs: Column, label: LabelSpec = BINARY) -> Contract:
     """A contract with the given inputs."""
     kind = LABEL if label.kind != "real" else Column(name="label", kind="label", dtype="float64")
-    return Contract(columns=(ROW_ID, *inputs, kind), label=label)
+    return Contract(columns=(ROW_ID, *inputs, *([kind] if label.has_column else [])), label=label)
 
 
 def feature_table(path: Path, shard_rows: Sequence[int], contract: Contract, *, seed: int = 0) -> Snapshot:

@@ -46,6 +46,11 @@ def test_errors_of_a_real_label() -> None:
     assert _Weighted("rmse", label, squared)(weights.astype(float)) == pytest.approx(sk.root_mean_squared_error(*rows))
 
 
+def test_the_perplexity_of_drawn_rows() -> None:
+    losses = np.array([0.5, 2.0, 1.0])
+    assert _Weighted("perplexity", np.zeros(3), losses)(np.array([2.0, 0.0, 1.0])) == pytest.approx(np.exp(2.0 / 3))
+
+
 @pytest.mark.parametrize("average", ["micro", "macro"])
 def test_f1_of_drawn_rows(average: str) -> None:
     generator = np.random.default_rng(0)

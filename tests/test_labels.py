@@ -49,16 +49,20 @@ def numbers(num: int = 600) -> tuple[np.random.Generator, pd.DataFrame]:
     return generator, pd.DataFrame({"a": generator.normal(size=num), "b": generator.normal(size=num)})
 
 
-def assert_served_as_scored(spark: SparkSession, rows: pd.DataFrame, columns: Sequence[str]) -> None:
+def assert_served_as_scored(
+    spark: SparkSession, rows: pd.DataFrame, columns: Sequence[str], *, inputs: Sequence[str] = ("a", "b")
+) -> None:
     """The champion says of raw rows, given to MLflow, what the score stage says."""
     raw = spark.read.format("delta").load(str(table_path("tiny", "raw")))
     scored = raw.join(spark.read.format("delta").load(str(table_path("tiny", "predictions"))), "row_id").toPandas()
     assert len(scored) == len(rows)
-    served = mlflow.pyfunc.load_model("models:/tiny@champion").predict(scored[["a", "b"]])
+    served = mlflow.pyfunc.load_model("models:/tiny@champion").predict(scored[list(inputs)])
     assert list(served.columns) == list(columns)
     for name in columns:
         seen, wanted = served[name].to_list(), scored[name].to_list()
-        if name == "prediction" and not np.isscalar(wanted[0]):
+        if name == "prediction" and isinstance(wanted[0], str):
+            assert seen == wanted
+        elif name == "prediction" and not np.isscalar(wanted[0]):
             assert [list(row) for row in seen] == [list(row) for row in wanted]
         else:
             np.testing.assert_allclose(np.stack(seen), np.stack(wanted), rtol=1e-5)
@@ -268,3 +272,48 @@ def test_what_is_no_count(spark: SparkSession, workload: Workload, values: list[
     rows = [(1.0, value, split) for value, split in zip(values, ("train", "test"), strict=True)]
     table = spark.createDataFrame(rows, "a double, y double, _split string")
     assert message in unfit(spark, workload, {"column": "y", "kind": "count"}, table)
+
+
+def test_what_comes_next(spark: SparkSession, lake: Path, workload: Workload) -> None:
+    """Words in a circle, in texts of two to nine of them: what a row says is that of its own words, padding apart."""
+    words = ["to", "be", "or", "not"]
+    texts = [" ".join(words[(start + i) % 4] for i in range(num)) for start in range(4) for num in range(2, 10)] * 8
+    texts[0] = "to be the"  # a word that may be in no training row
+    sequence = ["tokens", {"vocabulary": {"min_count": 2}}, {"sequence": {"length": 6, "keep": "last"}}]
+    receipts = chain(
+        lake.parent,
+        workload,
+        pd.DataFrame({"a": texts}),
+        "a string",
+        features={
+            "label": {"column": "a", "kind": "next_token"},
+            "inputs": {"words": {"columns": ["a"], "steps": sequence}},
+        },
+        classic=[],
+        model={"network": "gpt", "layers": 1, "heads": 2, "width": 16},
+        train=TRAIN | {"epochs": 8, "early_stopping": {"metric": "perplexity"}},
+        gate={"require": {"log_loss": {"max": 0.5}, "accuracy": {"min": 0.9}}},
+    )
+    contract = features_of(spark, receipts, "train")[0].contract
+    assert contract is not None and [column.kind for column in contract.columns] == ["row_id", "sequence"]
+    assert sorted(contract.label.classes) == sorted(["", "\ufffd", *words])
+    seen = metrics_of(receipts, "gpt")
+    assert seen["log_loss"] < 0.5 and seen["perplexity"] == pytest.approx(np.exp(seen["log_loss"]))
+    best = receipts["train"].result["epochs"][receipts["train"].result["best_epoch"]]["metrics"]
+    (candidate,) = receipts["evaluate"].result["candidates"]
+    assert candidate["validation"]["log_loss"] == pytest.approx(best["validation_loss"], rel=1e-4), "as it is trained"
+    assert candidate["validation"]["accuracy"] == pytest.approx(best["validation_accuracy"], rel=1e-4)
+    assert candidate["validation"]["perplexity"] == pytest.approx(best["validation_perplexity"], rel=1e-4)
+    assert candidate["interval"]["low"] < seen["log_loss"] < candidate["interval"]["high"]
+    assert set(receipts["train"].result["sample"].split(" ")) <= set(words)
+    assert_served_as_scored(
+        spark, pd.DataFrame({"a": texts}), ["prediction", "probability", "log_loss", "probabilities"], inputs=["a"]
+    )
+    served = mlflow.pyfunc.load_model("models:/tiny@champion")
+    asked = served.predict(pd.DataFrame({"a": ["to be or", "be or not to be or not to be", "to"]}))
+    assert asked["prediction"].tolist() == ["not", "or", "be"]
+    assert asked["log_loss"][:2].max() < 0.5 and asked["log_loss"][2] == 0
+    with pytest.raises(DataError, match=r"'a': wanted two tokens in every row, .* seen 1 with fewer, such as a=alone!"):
+        (lake.parent / "rows.parquet").unlink()
+        pd.DataFrame({"a": [*texts, "alone!"]}).to_parquet(lake.parent / "rows.parquet", index=False)
+        run(lake.parent / "tiny.yaml", "ingest", "features")

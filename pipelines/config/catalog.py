@@ -162,6 +162,7 @@ ESTIMATORS_OF: dict[str, frozenset[str]] = {  # by the kind of label that they l
     "real": REGRESSORS - SURVIVAL,
     "count": REGRESSORS - SURVIVAL,
     "survival": SURVIVAL,
+    "next_token": frozenset(),
     "none": CLUSTERERS,
 }
 TREES = frozenset(name for name in ESTIMATORS if name.startswith(("DecisionTree", "GBT", "RandomForest")))
@@ -189,7 +190,15 @@ SCHEDULES: dict[str, tuple[str, ...]] = {
     "ExponentialLR": ("gamma",),
     "LinearLR": ("start_factor", "end_factor", "total_iters"),
     "MultiStepLR": ("milestones", "gamma"),
-    "OneCycleLR": ("max_lr", "total_steps", "pct_start", "anneal_strategy", "div_factor", "final_div_factor"),
+    "OneCycleLR": (
+        "max_lr",
+        "total_steps",
+        "pct_start",
+        "anneal_strategy",
+        "div_factor",
+        "final_div_factor",
+        "cycle_momentum",
+    ),
     "PolynomialLR": ("total_iters", "power"),
     "StepLR": ("step_size", "gamma"),
 }
@@ -199,10 +208,13 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "cnn": ("channels", "hidden", "dropout"),
     "deep_and_cross": ("embedding_dim", "embedding_std", "cross_layers", "hidden", "dropout"),
     "dlrm": ("embedding_dim", "embedding_std", "bottom", "hidden", "dropout"),
+    "gpt": ("layers", "heads", "width", "dropout"),
     "mlp": ("embedding_dim", "hidden", "dropout"),
     "softmax": (),
     "two_tower": ("user", "item", "embedding_dim", "embedding_std", "hidden", "width", "temperature", "dropout"),
 }
+
+DECODERS = frozenset({"gpt"})  # they learn what comes next in a sequence, and nothing else
 
 SOURCE_OPTIONS: dict[str, tuple[str, ...]] = {
     "csv": (
@@ -220,5 +232,5 @@ SOURCE_OPTIONS: dict[str, tuple[str, ...]] = {
     "idx": (),
     "libsvm": (),
     "parquet": (),
-    "text": (),
+    "text": ("block_chars",),
 }

@@ -89,7 +89,7 @@ class Table(Section):
     """Files of one format, and what a row of them looks like."""
 
     format: Literal["csv", "libsvm", "idx", "parquet", "delta", "text"] = Field(
-        description="The raw format; text: a line is a row."
+        description="The raw format; text: a line is a row, or a block of characters is."
     )
     prepare: Prepare | None = Field(default=None, description="Makes the raw files where they are missing.")
     paths: Strings | dict[Name, Strings] = Field(
@@ -104,7 +104,9 @@ class Table(Section):
         "vector of N places of which few are set.",
     )
     options: dict[str, str | bool | int | float] = Field(
-        default={}, description="Options of the format: for csv those of Spark's reader, for delta its `version`."
+        default={},
+        description="Options of the format: for csv those of Spark's reader, for delta its `version`, for text `block_chars`: "
+        "a row is so many characters of the file, new lines among them, and the first of the next row.",
     )
 
     @field_validator("paths")
@@ -136,6 +138,9 @@ class Table(Section):
     def _format(self) -> "Table":
         for option in self.options:
             known_name(f"an option of {self.format}", option, catalog.SOURCE_OPTIONS[self.format])
+        block = self.options.get("block_chars")
+        if block is not None and (type(block) is not int or block < 1):
+            raise ValueError(f"options.block_chars: wanted a number of characters, at least 1, seen {block!r}")
         layouts = {"idx": ["binary", "int"], "libsvm": ["double", "sparse(N)"], "text": ["string"]}
         if self.format in layouts:
             seen = [re.sub(r"\(\d+\)", "(N)", dtype) for dtype in self.columns.values()]

@@ -19,7 +19,7 @@ WHOLE = ("image", "vector", "sparse")  # steps that take one column as it is
 LISTS = ("bag", "sequence")  # what a list becomes
 SVD_NUMBERS = 1 << 20  # of singular vectors, which the fitted transform's JSON holds
 
-LabelKind = Literal["binary", "multiclass", "multilabel", "real", "count", "survival"]
+LabelKind = Literal["binary", "multiclass", "multilabel", "real", "count", "survival", "next_token"]
 NUMBERS = ("real", "count", "survival")  # kinds of label that are a number, and predicted as one
 LIST_TYPES = ("array<string>", "array<int>", "array<bigint>")  # columns of lists of values
 _CLASS_TYPES = (*NUMERIC, "string", "boolean", "date", "timestamp")
@@ -167,8 +167,8 @@ class Label(Section):
     column: Name = Field(description="The column of the source.")
     kind: LabelKind = Field(
         description="Two classes, one of several classes, any of several classes (a list of those that the row has), a "
-        "number, a count (a whole number of at least 0, whose rate is learned), or survival: a time until an event, or until "
-        "nobody looked any more."
+        "number, a count (a whole number of at least 0, whose rate is learned), survival: a time until an event, or until "
+        "nobody looked any more, or next_token: what comes next in the one sequence that is made of the column."
     )
     event: Name | None = Field(
         default=None,
@@ -209,6 +209,8 @@ class Label(Section):
         """The types that the column may have."""
         if self.kind == "multilabel":
             return LIST_TYPES
+        if self.kind == "next_token":
+            return ("string", *LIST_TYPES)
         return NUMERIC if self.kind in NUMBERS else _CLASS_TYPES
 
 
@@ -245,6 +247,18 @@ class Features(Section):
             if name in RESERVED_COLUMNS:
                 raise ValueError(f"input {name!r}: this name is Headrace's own; give the input another one")
         return inputs
+
+    @model_validator(mode="after")
+    def _next_token(self) -> "Features":
+        if self.label_kind == "next_token":
+            assert self.label is not None
+            seen = {name: (*group.columns, *(step.name for step in group.steps)) for name, group in self.inputs.items()}
+            if [shape[:1] + shape[-2:] for shape in seen.values()] != [(self.label.column, "vocabulary", "sequence")]:
+                raise ValueError(
+                    f"inputs: wanted one for a next_token label, of column {self.label.column!r} with the steps 'vocabulary' "
+                    f"and 'sequence', seen {seen}"
+                )
+        return self
 
     @property
     def label_kind(self) -> str:

@@ -59,8 +59,8 @@ class Model(Section):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     network: str = Field(
-        description="softmax, mlp, cnn, deep_and_cross, dlrm, two_tower, or `package.module:Class` of your own; its constructor's "
-        "parameters stand beside it.",
+        description="softmax, mlp, cnn, deep_and_cross, dlrm, two_tower, gpt, or `package.module:Class` of your own; its "
+        "constructor's parameters stand beside it.",
         examples=sorted(catalog.NETWORKS),
     )
 

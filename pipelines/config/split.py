@@ -4,25 +4,34 @@ from datetime import date, datetime, timezone
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from pipelines.config.base import Name, Natural, Positive, Section, Share, known_name
+
+
+def _adding_up(shares: dict[str, float]) -> dict[str, float]:
+    if abs(sum(shares.values()) - 1.0) > 1e-9:
+        raise ValueError(f"wanted shares that add up to 1, seen {sum(shares.values()):g}")
+    return shares
+
+
+Shares = Annotated[dict[Name, Share], AfterValidator(_adding_up)]
 
 
 class HashSplit(Section):
     """Splits by a hash of an entity, so that they stay stable when rows arrive."""
 
     by: list[Name] = Field(default=[], description="Columns of the entity. Empty: the row's key.")
-    shares: dict[Name, Share] = Field(
-        default={"train": 0.8, "test": 0.2}, description="The share of each split; together 1."
-    )
+    shares: Shares = Field(default={"train": 0.8, "test": 0.2}, description="The share of each split; together 1.")
 
-    @field_validator("shares")
-    @classmethod
-    def _sum(cls, shares: dict[str, float]) -> dict[str, float]:
-        if abs(sum(shares.values()) - 1.0) > 1e-9:
-            raise ValueError(f"wanted shares that add up to 1, seen {sum(shares.values()):g}")
-        return shares
+
+class PositionSplit(Section):
+    """Splits by the place of a row in its file, for rows whose order matters, as that of a text does."""
+
+    shares: Shares = Field(
+        default={"train": 0.9, "validation": 0.05, "test": 0.05},
+        description="The share of each file that a split takes, from its first row to its last; together 1.",
+    )
 
 
 def _no_number(value: Any) -> Any:
@@ -111,6 +120,9 @@ class Split(Section):
     by_hash: HashSplit | None = Field(default=None, alias="hash", description="Cut the splits by a hash.")
     by_time: TimeSplit | None = Field(default=None, alias="time", description="Cut the splits at moments in time.")
     by_last: LastSplit | None = Field(default=None, alias="last", description="Leave out the last rows of each entity.")
+    by_position: PositionSplit | None = Field(
+        default=None, alias="position", description="Cut each file, from its first row to its last."
+    )
     validation: Validation | None = Field(default=None, description="Cut a validation split from another one.")
     entity: list[Name] = Field(
         default=[],
@@ -121,11 +133,19 @@ class Split(Section):
 
     @model_validator(mode="after")
     def _one_way(self) -> "Split":
-        ways = {"given": self.given, "hash": self.by_hash, "time": self.by_time, "last": self.by_last}
+        ways = {
+            "given": self.given,
+            "hash": self.by_hash,
+            "time": self.by_time,
+            "last": self.by_last,
+            "position": self.by_position,
+        }
         if len(seen := [name for name, way in ways.items() if way]) > 1:
             raise ValueError(f"wanted one of {', '.join(ways)}, seen {' and '.join(seen)}")
         if self.entity and self.by_last:
             raise ValueError("entity: wanted none with 'last', by which each entity stands in every split")
+        if self.entity and self.by_position:
+            raise ValueError("entity: wanted none with 'position', which cuts each file wherever an entity stands")
         if self.entity and not (self.given or self.by_time):
             raise ValueError("entity: wanted it in hash.by, by which the rows are cut, seen beside it")
         missing = {"train", "test"} - set(self.names)
@@ -144,6 +164,8 @@ class Split(Section):
             return self.by_time.names
         if self.by_last:
             return self.by_last.names
+        if self.by_position:
+            return list(self.by_position.shares)
         return self.given or list((self.by_hash or HashSplit()).shares)
 
     @property

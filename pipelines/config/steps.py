@@ -182,9 +182,12 @@ class Tokens(Section):
     split: str = Field(
         default=r"[^\pL\pN]+", description="What stands between tokens: a regular expression in RE2's syntax."
     )
+    unit: Literal["words", "characters"] = Field(
+        default="words", description="What a token is; of characters each is one, whatever `split` says."
+    )
     lower: bool = Field(default=True, description="In lower case.")
     ngrams: Annotated[int, Field(ge=1, le=5)] = Field(
-        default=1, description="Also the sequences of 2 to so many neighbours, joined by a space."
+        default=1, description="Also the sequences of 2 to so many neighbours, words joined by a space."
     )
 
     @field_validator("split")

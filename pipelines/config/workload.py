@@ -48,6 +48,7 @@ METRICS_OF: dict[str, tuple[Metric, ...]] = {  # by kind of label; the first one
     "real": ("rmse", "mae", "r2"),
     "count": ("poisson_deviance", "rmse", "mae"),
     "survival": ("concordance",),
+    "next_token": ("log_loss", "perplexity", "accuracy"),
     "none": OF_CLUSTERS,
 }
 
@@ -66,7 +67,7 @@ class Gate(Section):
         default=None,
         description="Picks the candidate on the validation split. Default: ndcg with `recommend`, else that of the label's "
         "kind: auc (binary), accuracy (multiclass), f1_micro (multilabel), rmse (real), poisson_deviance (count), "
-        "concordance (survival); silhouette without one.",
+        "concordance (survival), log_loss (next_token); silhouette without one.",
     )
     require: dict[Metric, Bounds] = Field(default={}, description="Bounds on test metrics.")
     champion_confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(
@@ -173,7 +174,7 @@ class Config(Section):
                     )
             for column in (*group.columns, *others):
                 known_name(f"features.inputs.{name}.columns: a column of the schema", column, columns)
-                if label and column in label.columns:
+                if label and column in label.columns and label.kind != "next_token":
                     raise ValueError(f"features.inputs.{name}.columns: wanted inputs, seen the label {column!r}")
                 self._check_type(name, column, self.source.ingested[column], group)
         for where, names in (
@@ -271,9 +272,13 @@ class Config(Section):
             raise ValueError("model: a network learns a label: wanted features.label, seen none")
         if kind == "survival" and self.model:
             raise ValueError("model: no network learns a survival label; use AFTSurvivalRegression of 'classic'")
+        if self.model and self.model.network in catalog.NETWORKS:
+            learns = [name for name in catalog.NETWORKS if (name in catalog.DECODERS) == (kind == "next_token")]
+            known_name(f"model.network: a network that learns {_of_kind(kind)}", self.model.network, learns)
         if names and not catalog.ESTIMATORS_OF[kind]:
             raise ValueError(
-                f"classic: MLlib has no estimator of a {kind} label; use a 'model', or a workload for each class"
+                f"classic: MLlib has no estimator of a {kind} label; use a 'model'"
+                f"{', or a workload for each class' if kind == 'multilabel' else ''}"
             )
         for name in names:
             if name not in catalog.ESTIMATORS_OF[kind]:

@@ -74,9 +74,9 @@ def with_label(rows: DataFrame, label: FittedLabel) -> DataFrame:
     """`rows` with a column `label`: a class index, a number, or null where the value is outside the label's set.
 
     Of a multilabel label it is a list of 0 and 1, an element a class; of a survival label the time, and 1 where the event
-    was seen. Without a label it is null.
+    was seen. Where feature tables have no column of it, it is null.
     """
-    if label.spec.kind == "none":
+    if not label.spec.has_column:
         return rows.withColumn("label", F.lit(None).cast("bigint"))
     value = F.col(label.spec.column)
     if label.spec.is_number:

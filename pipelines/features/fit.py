@@ -14,7 +14,7 @@ from pipelines.errors import DataError
 from pipelines.features.apply import has_number
 from pipelines.features.fit_categories import fit_category
 from pipelines.features.fit_numbers import Asking, fit_number, number_places
-from pipelines.features.fit_values import Counted, class_texts, counted_values
+from pipelines.features.fit_values import Counted, class_texts, counted_values, list_column, with_tokens
 from pipelines.features.fit_whole import check_wholes, fit_whole, whole_aggregates
 from pipelines.features.fitted import (
     NO_LABEL,
@@ -24,10 +24,12 @@ from pipelines.features.fitted import (
     FittedIndicator,
     FittedInput,
     FittedLabel,
+    FittedList,
     FittedNumber,
 )
 from pipelines.features.split import in_train
 from pipelines.lake import LabelSpec, Recommended
+from pipelines.lake.contract import UNKNOWN
 
 Stats = Mapping[str, Any]
 
@@ -72,7 +74,8 @@ def fit(rows: DataFrame, config: Config) -> Fit:
         if _is_number(group)
         for place, unfit in enumerate(number_places(group))
     }
-    stats, numbers, rounds = _numbers(rows, _aggregates(config), asking)
+    asked_of = with_tokens(rows, features) if features.label_kind == "next_token" else rows
+    stats, numbers, rounds = _numbers(asked_of, _aggregates(config), asking)
     num_rows = {split: int(stats[f"rows:{split}"]) for split in config.split.names}
     for split, num in num_rows.items():
         if not num:
@@ -87,7 +90,7 @@ def fit(rows: DataFrame, config: Config) -> Fit:
                 inputs.append(FittedInput(name=name, kind=group.kind, whole=whole))
             else:
                 inputs.append(_fit_input(name, config, numbers, counted, num_train, notes))
-        label = _fit_label(features.label, config.source.columns, stats, counted)
+        label = _fit_label(features.label, config.source.columns, stats, counted, inputs)
         passes += ["values"] * (counted.is_unique is not None)
     columns = {name: config.source.ingested[name] for name in features.sources}
     recommended = _recommended(config, inputs, counted, num_train)
@@ -136,6 +139,13 @@ def _aggregates(config: Config) -> dict[str, Column]:
         if group.whole:
             found |= whole_aggregates(name, config)
     label = config.features.label
+    if label and label.kind == "next_token":
+        ((name, group),) = config.features.inputs.items()
+        too_few = F.coalesce(F.size(list_column(name, group)), F.lit(0)) < 2
+        found |= {
+            "label:unfit": F.count_if(too_few),
+            "label:example": F.min(F.when(too_few, _shown(label.columns))),
+        }
     if label and label.kind in NUMBERS:
         value, fits = F.col(label.column).cast("double"), has_number(label)
         found |= {
@@ -173,10 +183,19 @@ def _fit_input(
     return FittedInput(name=name, kind=group.kind, columns=tuple(columns))
 
 
-def _fit_label(label: Label | None, types: Mapping[str, str], stats: Stats, counted: Counted) -> FittedLabel:
+def _fit_label(
+    label: Label | None, types: Mapping[str, str], stats: Stats, counted: Counted, inputs: Sequence[FittedInput]
+) -> FittedLabel:
     if label is None:
         return NO_LABEL
     where = f"features.label: column {label.column!r}"
+    if label.kind == "next_token":
+        if unfit := stats["label:unfit"]:
+            raise DataError(
+                f"{where}: wanted two tokens in every row, one that follows another, seen {unfit:,} with fewer, such as "
+                f"{stats['label:example']}"
+            )
+        return FittedLabel(spec=LabelSpec(kind=label.kind, column=label.column, classes=_tokens(inputs[0])))
     if label.kind in NUMBERS:
         return FittedLabel(spec=_number_spec(label, stats, where))
     seen, dtype = counted.label, types[label.column]
@@ -200,6 +219,13 @@ def _fit_label(label: Label | None, types: Mapping[str, str], stats: Stats, coun
         counts = tuple(of_train.get(value, 0) for value in classes)
     spec = LabelSpec(kind=label.kind, column=label.column, classes=classes, counts=counts)
     return FittedLabel(spec=spec, positive=positive, negative=negative)
+
+
+def _tokens(sequence: FittedInput) -> tuple[str, ...]:
+    """What stands behind each id."""
+    assert isinstance(sequence.whole, FittedList), "refused unless it is a sequence"
+    values = sequence.whole.category.values or ()
+    return ("", UNKNOWN, *(UNKNOWN if value is None else value for value in values))
 
 
 def _number_spec(label: Label, stats: Stats, where: str) -> LabelSpec:

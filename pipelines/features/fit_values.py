@@ -123,11 +123,11 @@ def _counts(rows: DataFrame, config: Config, places: Sequence[Place]) -> DataFra
     if label and label.kind == "multilabel":  # of a missing list the value is missing
         lists = F.coalesce(F.col(label.column).cast("array<string>"), F.array(F.lit(None).cast("string")))
         of_label.append(F.transform(F.array_distinct(lists), entry_of(_LABEL)))
-    elif label and label.kind not in NUMBERS:
+    elif label and label.kind not in (*NUMBERS, "next_token"):
         of_all.append(entry(_LABEL, F.col(label.column).cast("string"), F.lit(0)))
     if config.source.key:
         of_all.append(entry(_KEY, F.col(ROW_ID).cast("string"), F.lit(0)))
-    rows = _with_tokens(rows, features)
+    rows = with_tokens(rows, features)
     of_columns, of_lists, least, folds = [], [], [2, 0], [1, 1]  # a key is looked for where it stands twice
     for number, (name, place) in enumerate(places):
         group = features.inputs[name]
@@ -167,10 +167,14 @@ def _counts(rows: DataFrame, config: Config, places: Sequence[Place]) -> DataFra
     return kept.select("place", "value", F.col("seen.num").alias("rows"), F.col("seen.sum").alias("labels"))
 
 
+def list_column(name: str, group: Input) -> Column:
+    """The lists of an input, of rows `with_tokens`."""
+    return F.col(_tokens_name(name)) if group.steps[0].tokens else F.col(group.columns[0]).cast("array<string>")
+
+
 def _distinct(name: str, group: Input, seed: int) -> Column:
     """What a row's list holds, each once: values, or buckets as text."""
-    column = F.col(_tokens_name(name)) if group.steps[0].tokens else F.col(group.columns[0]).cast("array<string>")
-    column = F.coalesce(column, F.array().cast("array<string>"))
+    column = F.coalesce(list_column(name, group), F.array().cast("array<string>"))
     if group.reads_values and isinstance(hashed := group.reads_values.options, Hash):
         column = F.transform(column, lambda text: bucket(text, seed, hashed.buckets).cast("string"))
     return F.array_distinct(column)
@@ -180,7 +184,7 @@ def _tokens_name(name: str) -> str:
     return f"_tokens_{name}"
 
 
-def _with_tokens(rows: DataFrame, features: Features) -> DataFrame:
+def with_tokens(rows: DataFrame, features: Features) -> DataFrame:
     """`rows` with the tokens of texts."""
     wanted = {name: group for name, group in features.inputs.items() if group.steps and group.steps[0].tokens}
     if not wanted:

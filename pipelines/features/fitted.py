@@ -375,7 +375,7 @@ class FittedFeatures(_Frozen):
         columns = [Column(name="row_id", kind="row_id", dtype="int64")]
         for fitted in self.inputs:
             columns += _columns_of(fitted, sparse_widths.get(fitted.name, 0))
-        if self.label.spec.kind != "none":
+        if self.label.spec.has_column:
             columns.append(_label_column(self.label.spec))
         return Contract(columns=tuple(columns), label=self.label.spec, recommended=self.recommended)
 

@@ -91,7 +91,7 @@ def find_leaks(
         DataError: `split.leaks` says so.
     """
     outcomes, warnings = config.split.leaks, []
-    and_label = "" if label.kind == "none" else " and in the label"
+    and_label = " and in the label" if label.has_column else ""
     duplicates = {} if outcomes.duplicates == "off" else count_duplicates(spark, snapshots, config)
     for split, num in duplicates.items():
         warnings += _told(
@@ -141,7 +141,7 @@ def telling_features(sample: Sample, label: LabelSpec) -> dict[str, float]:
     rows and tried on the other, so that ids that are all different tell nothing. A multilabel label is told by what
     tells one of its classes.
     """
-    y = sample.whole("label").astype(np.float64) if sample.files and label.kind != "none" else np.empty(0)
+    y = sample.whole("label").astype(np.float64) if sample.files and label.has_column else np.empty(0)
     kind, told_apart = label.kind, [y]
     if label.kind == "survival":
         told_apart = [y[:, 0]]

@@ -38,18 +38,33 @@ def ragged(lists: pa.Array) -> Ragged:
 def tokenized(texts: pa.Array, tokens: Tokens) -> Ragged:
     """The tokens of each text, without empty ones; behind them those of several neighbours, the shortest first."""
     texts = pc.utf8_lower(texts) if tokens.lower else texts
-    parts = ragged(pc.split_pattern_regex(texts, tokens.split))
-    words = _where(parts, pc.not_equal(parts.values, ""))
+    if tokens.unit == "characters":
+        words, between = _characters(texts), ""
+    else:
+        parts, between = ragged(pc.split_pattern_regex(texts, tokens.split)), " "
+        words = _where(parts, pc.not_equal(parts.values, ""))
     found, rows = [words.values], [words.row]
     for num in range(2, tokens.ngrams + 1):
         starts = max(len(words.row) - num + 1, 0)
-        grams = pc.binary_join_element_wise(*[words.values.slice(i, starts) for i in range(num)], " ")
+        grams = pc.binary_join_element_wise(*[words.values.slice(i, starts) for i in range(num)], between)
         within = words.row[:starts] == words.row[num - 1 :]
         found.append(grams.filter(pa.array(within)))
         rows.append(words.row[:starts][within])
     row = np.concatenate(rows)
     order = np.argsort(row, kind="stable")
     return Ragged(pa.concat_arrays(found).take(pa.array(order)), row[order], words.num_rows)
+
+
+def _characters(texts: pa.Array) -> Ragged:
+    """The characters of each text, which share its bytes: one begins at each byte that continues none (RFC 3629)."""
+    texts = pc.fill_null(texts, "")
+    _, bounds, values = texts.buffers()
+    ends = np.frombuffer(bounds, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    data = np.frombuffer(values or b"", np.uint8)[: ends[-1]]
+    starts = ends[0] + np.flatnonzero((data[ends[0] :] & 0xC0) != 0x80)
+    bounds = pa.array(np.append(starts, ends[-1]), pa.int32()).buffers()[1]
+    characters = pa.StringArray.from_buffers(len(starts), bounds, values)
+    return Ragged(characters, np.searchsorted(ends[1:], starts, side="right"), len(texts))
 
 
 def _where(lists: Ragged, mask: pa.Array) -> Ragged:

@@ -1,10 +1,10 @@
-"""Which split a row belongs to: given, by time, the last rows of an entity, or by a hash of its key or entity."""
+"""Which split a row belongs to: given, by time, by its place, the last rows of an entity, or by a hash of its key or entity."""
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from pipelines.config import Config
-from pipelines.config.split import HashSplit, LastSplit, TimeSplit, utc
+from pipelines.config.split import HashSplit, LastSplit, PositionSplit, TimeSplit, utc
 
 _PLACES = 1 << 20  # shares are cut to a millionth
 
@@ -20,6 +20,8 @@ def with_split(rows: DataFrame, config: Config) -> DataFrame:
         rows = rows.withColumn("_split", _by_time(split.by_time, config.source.columns[split.by_time.column]))
     elif split.by_last:
         rows = rows.withColumn("_split", _by_last(split.by_last))
+    elif split.by_position:
+        rows = _by_position(rows, split.by_position)
     elif not split.given:
         shares = (split.by_hash or HashSplit()).shares
         rows = rows.withColumn("_split", _by_shares(entity, shares, config.seed, "split"))
@@ -59,8 +61,24 @@ def _by_last(by: LastSplit) -> Column:
     return F.when(is_enough, held).otherwise("train")
 
 
+def _by_position(rows: DataFrame, by: PositionSplit) -> DataFrame:
+    """The split by where the middle of the row stands in its file, whose rows are counted and never brought together."""
+    last = rows.groupBy("_file").agg(F.max("_line").alias("_last"))
+    middle = (F.col("_line") - 0.5) * F.lit(_PLACES) / F.col("_last")
+    return (
+        rows.join(F.broadcast(last), on="_file", how="inner")
+        .withColumn("_split", _cut(middle, by.shares))
+        .drop("_last")
+    )
+
+
 def _by_shares(entity: Column, shares: dict[str, float], seed: int, purpose: str) -> Column:
-    place, *names = _place(entity, seed, purpose), *shares
+    return _cut(_place(entity, seed, purpose), shares)
+
+
+def _cut(place: Column, shares: dict[str, float]) -> Column:
+    """The split of a place in [0, 2^20), of which each takes its share in turn."""
+    names = list(shares)
     upper, chosen = 0.0, F.lit(names[-1])
     bounds = []
     for name in names[:-1]:

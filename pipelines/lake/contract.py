@@ -13,6 +13,7 @@ from pipelines.errors import ConfigError
 CONTRACT_KEY = "headrace.contract"
 HAS_CLASS = 0.5  # from this probability on a multilabel row is said to have a class
 SMALLEST_RATE = 1e-6  # a predicted rate below it counts as this in the Poisson deviance
+UNKNOWN = "\ufffd"  # what stands for a token that is out of vocabulary
 Dtype = Literal["bool", "int8", "uint8", "int16", "int32", "int64", "float32", "float64"]
 
 
@@ -71,9 +72,10 @@ class LabelSpec(Frozen):
 
     Attributes:
         kind: `none` where a workload has no label.
-        column: That of the source; empty where there is no label.
+        column: That of the source; empty where there is no label. Of next_token that of the sequence.
         event: For survival, the column that says whether the event was seen; a label is then the time and 0 or 1.
-        classes: For class labels, the value behind each class index.
+        classes: For class labels, the value behind each class index. For next_token, that behind each id: nothing for
+            padding, `UNKNOWN` for what is out of vocabulary.
         counts: How many training rows each class has; of a multilabel label a row counts for each of its classes.
         mean: For a number, its mean over the training split. For a real label the networks learn (label - mean) / std,
             for a count log(rate / mean).
@@ -94,9 +96,14 @@ class LabelSpec(Frozen):
         return self.kind in NUMBERS
 
     @property
+    def has_column(self) -> bool:
+        """Whether feature tables have a column of it."""
+        return self.kind not in ("none", "next_token")
+
+    @property
     def num_outputs(self) -> int:
-        """Outputs that a network needs: a logit a class, one for a binary label, one for a number."""
-        return len(self.classes) if self.kind in ("multiclass", "multilabel") else 1
+        """Outputs that a network needs: a logit a class, or a token at each place; one for a binary label or a number."""
+        return len(self.classes) if self.kind in ("multiclass", "multilabel", "next_token") else 1
 
     def weights(self, wanted: Literal["balanced"] | Mapping[str | int, float] | None) -> tuple[float, ...]:
         """What a row of each class counts in training, 1 on average over the training rows; empty for all alike.
@@ -147,6 +154,16 @@ class Contract(Frozen):
     def inputs(self) -> tuple[Column, ...]:
         """The columns that a model takes, in the order of its arguments."""
         return tuple(column for column in self.columns if column.kind not in ("row_id", "label"))
+
+    @property
+    def target(self) -> str:
+        """The column that a network's outputs are compared with: the label, or the sequence whose next ids they foretell."""
+        return self.inputs[0].name if self.label.kind == "next_token" else "label"
+
+    @property
+    def row_outputs(self) -> int:
+        """Of how many places a network has outputs in a row: one, but of a sequence all that have a next one."""
+        return self.inputs[0].width - 1 if self.label.kind == "next_token" else 1
 
     def of_inputs(self, names: Collection[str]) -> "Contract":
         """The same with only these inputs of the config."""

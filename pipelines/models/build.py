@@ -71,16 +71,19 @@ def build_network(model: Model, contract: Contract) -> nn.Module:
 def summed_loss(outputs: Tensor, label: Tensor, spec: LabelSpec, *, weights: Tensor | None = None) -> Tensor:
     """The sum of the rows' losses, shape (): cross entropy, binary cross entropy, of a multilabel label summed over the
     classes, the squared error, or for a count the negative log likelihood of Poisson's distribution without its constant.
+    Of a sequence a row's is the mean over its tokens, see `token_losses`.
 
     A real label is taken in units of its training standard deviation; of a count the output is the logarithm of its
     rate over the training mean.
 
     Args:
-        outputs: Shape (B, K).
-        label: Shape (B,), or (B, K) of a multilabel label.
+        outputs: Shape (B, K), of a sequence (B, T, K).
+        label: Shape (B,), or (B, K) of a multilabel label; of a sequence its ids, (B, T + 1).
         spec: What the label means.
         weights: What a row of each class counts, shape (classes,); None for all alike.
     """
+    if spec.kind == "next_token":
+        return token_losses(outputs, label).sum()
     weights = None if weights is None else weights.to(outputs.dtype)
     if spec.kind == "multiclass":
         return F.cross_entropy(outputs, label, weight=weights, reduction="sum")
@@ -96,9 +99,11 @@ def summed_loss(outputs: Tensor, label: Tensor, spec: LabelSpec, *, weights: Ten
 
 
 def row_scores(outputs: Tensor, label: Tensor, spec: LabelSpec) -> Tensor:
-    """What is averaged to judge training, shape (B,): 1 where the class is right, the share of a
-    multilabel row's classes that are wrong, or the squared error.
+    """What is averaged to judge training, shape (B,): 1 where the class is right, the share of a multilabel row's classes
+    that are wrong, of a sequence's tokens that are right, or the squared error.
     """
+    if spec.kind == "next_token":
+        return token_hits(outputs, label)
     if spec.kind == "multiclass":
         return (outputs.argmax(1) == label).to(torch.float32)
     if spec.kind == "binary":
@@ -106,6 +111,29 @@ def row_scores(outputs: Tensor, label: Tensor, spec: LabelSpec) -> Tensor:
     if spec.kind == "multilabel":
         return ((outputs >= 0) != (label > 0)).to(torch.float32).mean(dim=1)
     return (predicted(outputs[:, 0].to(torch.float64), spec) - label) ** 2
+
+
+def token_losses(logits: Tensor, ids: Tensor) -> Tensor:
+    """The mean cross entropy of each row's tokens, in nats, shape (B,).
+
+    The first token foretells, and is not foretold; nor is padding. A row without any other counts 0.
+
+    Args:
+        logits: Of the id behind each place, shape (B, T, V).
+        ids: Shape (B, T + 1).
+    """
+    losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    return _mean_of_tokens(losses.view(logits.shape[:2]), ids)
+
+
+def token_hits(logits: Tensor, ids: Tensor) -> Tensor:
+    """The share of each row's tokens that were the most likely, shape (B,); see `token_losses`."""
+    return _mean_of_tokens((logits.argmax(2) == ids[:, 1:]).to(torch.float32), ids)
+
+
+def _mean_of_tokens(values: Tensor, ids: Tensor) -> Tensor:
+    is_token = ids[:, 1:] != 0
+    return (values * is_token).sum(1) / is_token.sum(1).clamp(min=1)
 
 
 def predicted(outputs: Tensor, spec: LabelSpec) -> Tensor:
@@ -116,8 +144,9 @@ def predicted(outputs: Tensor, spec: LabelSpec) -> Tensor:
 class Served(nn.Module):
     """A network with outputs as they are served, its forward's arguments named after the contract's inputs.
 
-    Probabilities of shape (B, classes) for a class label; for a number its value, or its rate, shape (B, 1). A Ranker's
-    as they are.
+    Probabilities of shape (B, classes) for a class label; for a number its value, or its rate, shape (B, 1). Of a
+    sequence its loss, the share of its tokens that were hit, and the probabilities of the one behind it, shape (B, 2 + V).
+    A Ranker's as they are.
     """
 
     def __init__(self, network: nn.Module, contract: Contract) -> None:
@@ -137,6 +166,9 @@ class Served(nn.Module):
         outputs = self.network(*map(scaled, self.columns, inputs))
         if self.as_it_is:
             return torch.as_tensor(outputs)
+        if self.spec.kind == "next_token":
+            scores = [scores_of(outputs, *inputs)[:, None] for scores_of in (token_losses, token_hits)]
+            return torch.cat([*scores, self._following(*inputs)], dim=1)
         if self.spec.kind == "multiclass":
             return torch.softmax(outputs, dim=1)
         if self.spec.kind == "binary":
@@ -145,3 +177,12 @@ class Served(nn.Module):
         if self.spec.kind == "multilabel":
             return torch.sigmoid(outputs)
         return predicted(outputs, self.spec)
+
+    def _following(self, ids: Tensor) -> Tensor:
+        """Probabilities of the token behind each sequence, shape (B, V); the first token of a full one makes room for it."""
+        ids = torch.where(ids[:, -1:] != 0, F.pad(ids[:, 1:], (0, 1)), ids)
+        last = ((ids != 0).sum(1) - 1).clamp(min=0)
+        logits_BTV = self.network(ids)
+        # Other ways to index the last place tie an exported program to one B.
+        of_last = last[:, None, None].expand(-1, 1, logits_BTV.shape[2])
+        return torch.softmax(logits_BTV.gather(1, of_last).squeeze(1), dim=1)

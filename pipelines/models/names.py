@@ -4,6 +4,7 @@ _BUILT_IN = {
     "softmax": "pipelines.models.softmax:Softmax",
     "mlp": "pipelines.models.mlp:MLP",
     "cnn": "pipelines.models.cnn:CNN",
+    "gpt": "pipelines.models.gpt:GPT",
     "dlrm": "pipelines.models.dlrm:DLRM",
     "two_tower": "pipelines.models.two_tower:TwoTower",
     "deep_and_cross": "pipelines.models.deep_and_cross:DeepAndCross",

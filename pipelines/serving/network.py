@@ -45,13 +45,15 @@ def _readable(outputs: npt.NDArray[np.float64], bundle: Bundle) -> pd.DataFrame:
         return pd.DataFrame({"score": outputs[:, 0]})
     if label.is_number:
         return pd.DataFrame({"prediction": outputs[:, 0]})
+    scores = {"log_loss": outputs[:, 0]} if label.kind == "next_token" else {}
+    outputs = outputs[:, 2:] if scores else outputs
     classes = np.array(label.classes, dtype=object)
     if label.kind == "multilabel":
         lists = [classes[row >= HAS_CLASS].tolist() for row in outputs]
         return pd.DataFrame({"prediction": lists, "probabilities": list(outputs)})
-    found = pd.DataFrame({"prediction": classes[outputs.argmax(axis=1)], "probability": outputs.max(axis=1)})
     if label.kind == "binary":
-        found["score"] = outputs[:, 1]
+        scores = {"score": outputs[:, 1]}
+    found = pd.DataFrame({"prediction": classes[outputs.argmax(axis=1)], "probability": outputs.max(axis=1), **scores})
     return found.assign(probabilities=list(outputs))
 
 

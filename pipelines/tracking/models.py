@@ -266,7 +266,9 @@ def _signature(bundle: Bundle) -> "ModelSignature":
         outputs = [
             ColSpec(DataType.integer if bundle.contract.label.kind == "none" else DataType.string, "prediction"),
             ColSpec(DataType.double, "probability", required=False),
-            ColSpec(DataType.double, "score", required=False),
+            ColSpec(
+                DataType.double, "log_loss" if bundle.contract.label.kind == "next_token" else "score", required=False
+            ),
             ColSpec(Array(DataType.double), "probabilities", required=False),
         ]
     return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs))

@@ -186,6 +186,7 @@ class TrainResult(BaseModel):
         seconds: Time in epochs, validation included.
         base_mb: Memory of rank 0 before it read.
         peak_mb: Its peak.
+        sample: Tokens that the network writes, where it learned sequences.
         resumed_from: Epoch and step of the checkpoint that the run went on from; (0, 0) where there was none.
     """
 
@@ -200,3 +201,4 @@ class TrainResult(BaseModel):
     resumed_from: tuple[int, int]
     base_mb: float
     peak_mb: float
+    sample: str = ""

@@ -62,6 +62,8 @@ def build(given: Given) -> Made:
 
     result, restarts = run_job(given.config, job, on_epoch=on_epoch, on_alert=on_alert)
     given.run.figure("loss.png", _curves(result.epochs))
+    if result.sample:
+        given.run.text("sample.txt", result.sample)
     _remove_other_jobs(job)
     ref = ModelRef(
         name=job.model.network,

@@ -236,7 +236,7 @@ class Trainer:
         self.strategy.after_step(is_last=batch.step + 1 == len(self.loader))
         self.clock.enter("other")
         if found and self.strategy.counts:
-            tally.add(batch, tensors["label"], *found)
+            tally.add(batch, tensors[self.contract.target], *found)
 
     def _on_device(self, batch: Batch) -> dict[str, Tensor]:
         return {
@@ -260,7 +260,7 @@ class Trainer:
                 self.clock.enter("other")
                 tensors = self._on_device(batch)
                 if (found := self.strategy.evaluate(batch, tensors)) and self.strategy.counts:
-                    tally.add(batch, tensors["label"], *found)
+                    tally.add(batch, tensors[self.contract.target], *found)
         sums = tally.reduced()
         tally.receipt.compare(sums.rows, sums.row_id_sum, epoch=0)
         values = {"loss": sums.mean_loss(), **sums.metrics(self.judged), **(measures.reduced() if measures else {})}

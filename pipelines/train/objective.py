@@ -42,7 +42,7 @@ class Objective:
         return [scaled(column, tensors[column.name]) for column in self.contract.inputs]
 
     def outputs(self, network: nn.Module, *inputs: Tensor) -> Tensor:
-        """What it gives, shape (B, K)."""
+        """What it gives, shape (B, K), of a sequence (B, T, K)."""
         with torch.autocast("cuda", dtype=torch.bfloat16) if self.is_autocast else nullcontext():
             outputs: Tensor = network(*inputs)
         return outputs.float() if outputs.dtype == torch.bfloat16 else outputs
@@ -51,7 +51,7 @@ class Objective:
         """The sum of the rows' losses, shape ()."""
         if self.ranker:
             return self.ranker.summed_loss(outputs, self.inputs(tensors), lane_rows)
-        return summed_loss(outputs, tensors["label"], self.contract.label, weights=self._class_weights)
+        return summed_loss(outputs, tensors[self.contract.target], self.contract.label, weights=self._class_weights)
 
     def zeros(self, rows: int = 1) -> dict[str, Tensor]:
         """Rows of zeros, by column."""

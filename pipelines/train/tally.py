@@ -1,5 +1,6 @@
 """What a rank adds up over an epoch, from each batch after its optimizer step."""
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict
@@ -34,12 +35,16 @@ class Sums(BaseModel):
         return self.loss / max(self.rows, 1)
 
     def metrics(self, spec: LabelSpec | None) -> dict[str, float]:
-        """Accuracy, the Hamming loss of several classes a row, or RMSE of a number; none where outputs say nothing of it."""
+        """Accuracy, with the perplexity of a sequence; the Hamming loss of several classes a row, or RMSE of a number; none
+        where outputs say nothing of it.
+        """
         if spec is None:
             return {}
         mean = self.score / max(self.rows, 1)
         if spec.is_number:
             return {"rmse": mean**0.5}
+        if spec.kind == "next_token":
+            return {"accuracy": mean, "perplexity": float(np.exp(self.mean_loss()))}
         return {"hamming_loss" if spec.kind == "multilabel" else "accuracy": mean}
 
 

@@ -23,9 +23,10 @@ from torch._C._distributed_c10d import HashStore
 from pipelines import tracking
 from pipelines.config.strategies import num_servers
 from pipelines.errors import HeadraceError, one_line
-from pipelines.features.fitted import Bundle
+from pipelines.features.fitted import Bundle, FittedList
 from pipelines.lake import Column, Contract
 from pipelines.models.build import Served
+from pipelines.models.sample import sample
 from pipelines.receipt import write_json
 from pipelines.stream.memory import keep_freed_memory
 from pipelines.train.elastic.chief import Chief, ServerGone
@@ -130,6 +131,7 @@ def _work(job: TrainJob, rank: int, heartbeat: Heartbeat) -> None:
             resumed_from=resumed,
             base_mb=trainer.base_mb,
             peak_mb=peak_mb,
+            sample=_sample(job, trainer) if job.run_id else "",
         )
         write_json(job.result_path, result)
 
@@ -173,6 +175,16 @@ def _log_model(job: TrainJob, trainer: Trainer) -> tuple[str, int]:
     return tracking.log_torch(
         served, job.model.network, job.run_id, examples=example_inputs(trainer.contract), bundle=bundle
     )
+
+
+def _sample(job: TrainJob, trainer: Trainer) -> str:
+    """What the network writes, where it learned sequences."""
+    if trainer.contract.label.kind != "next_token":
+        return ""
+    (sequence,) = job.fitted.inputs
+    assert isinstance(sequence.whole, FittedList), "refused unless it is a sequence"
+    is_text = sequence.whole.tokens is not None and sequence.whole.tokens.unit == "characters"
+    return ("" if is_text else " ").join(sample(trainer.trained().eval(), trainer.contract, seed=job.seed))
 
 
 def example_inputs(contract: Contract) -> dict[str, "np.ndarray[tuple[int, ...], np.dtype[np.generic]]"]:

@@ -96,3 +96,53 @@ def test_what_does_not_fit(
     with pytest.raises(ConfigError) as refused:
         load_config(workload("", **sections(label, **others)))
     assert message in str(refused.value), str(refused.value)
+
+
+TEXT = {"columns": ["text"], "steps": ["tokens", "vocabulary", {"sequence": {"length": 9}}]}
+HASHED = {"columns": ["text"], "steps": ["tokens", {"hash": {"buckets": 9}}, {"sequence": {"length": 9}}]}
+TAGS = {"columns": ["tags"], "steps": ["vocabulary", {"sequence": {"length": 9}}]}
+NUMBER = {"columns": ["a"], "steps": ["standardize"]}
+
+
+def next_token(inputs: dict[str, Any], **others: Any) -> dict[str, Any]:
+    label = {"column": "text", "kind": "next_token"}
+    found = sections(label, model={"network": "gpt"}, **{"classic": [], **others})
+    return found | {"features": {"label": label, "inputs": inputs}}
+
+
+def test_a_sequence_is_its_own_label(workload: Callable[..., Path]) -> None:
+    config = load_config(workload("", **next_token({"x": TEXT}, train={"early_stopping": {"metric": "perplexity"}})))
+    assert config.gate_metric == "log_loss"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "others", "message"),
+    [
+        ({"x": TEXT, "y": NUMBER}, {}, "inputs: wanted one for a next_token label, of column 'text'"),
+        ({"x": HASHED}, {}, "with the steps 'vocabulary' and 'sequence', seen {'x': ('text', 'tokens', 'hash'"),
+        ({"x": TAGS}, {}, "of column 'text' with the steps"),
+        (
+            {"x": TEXT},
+            {"model": {"network": "mlp"}},
+            "a network that learns a next_token label, one of gpt, seen 'mlp'",
+        ),
+        ({"x": TEXT}, {"class_weights": "balanced"}, "class_weights: wanted a binary or multiclass label"),
+        (
+            {"x": TEXT},
+            {"classic": [{"estimator": "LogisticRegression"}]},
+            "classic: MLlib has no estimator of a next_token label; use a 'model'",
+        ),
+        ({"x": TEXT}, {"gate": {"metric": "auc"}}, "a metric of a next_token label"),
+    ],
+)
+def test_what_does_not_foretell(
+    workload: Callable[..., Path], inputs: dict[str, Any], others: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_config(workload("", **(next_token(inputs) | others)))
+    assert message in str(refused.value), str(refused.value)
+
+
+def test_a_decoder_learns_nothing_else(workload: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match="a network that learns a count label, one of cnn, .* seen 'gpt'"):
+        load_config(workload("", **sections(COUNT, model={"network": "gpt"})))

@@ -25,6 +25,14 @@ def test_tokens() -> None:
     assert tokenized(texts.slice(3), Tokens(ngrams=2)).lists().to_pylist() == [[], ["one"]]
 
 
+@given(texts=st.lists(st.none() | st.text(max_size=9), max_size=9), start=st.integers(0, 3), ngrams=st.integers(1, 3))
+def test_characters(texts: list[str | None], start: int, ngrams: int) -> None:
+    found = tokenized(pa.array(texts, pa.string()).slice(start), Tokens(unit="characters", lower=False, ngrams=ngrams))
+    for text, seen in zip(texts[start:], found.lists().to_pylist(), strict=True):
+        text = text or ""
+        assert seen == [text[i : i + num] for num in range(1, ngrams + 1) for i in range(len(text) - num + 1)]
+
+
 @given(lists=LISTS, length=st.integers(1, 5), keep=st.sampled_from(["first", "last"]))
 def test_sequences(lists: list[list[int] | None], length: int, keep: Any) -> None:
     found = ragged(pa.array(lists, pa.list_(pa.int64())))

@@ -70,6 +70,9 @@ def test_days_and_moments_in_utc(spark: SparkSession, workload: Workload) -> Non
         ("{last: {by: custmer, order: day}}", "did you mean 'customer'"),
         ("{last: {by: customer, order: day}, validation: {share: 0.1}}", "a validation split is given already"),
         ("{last: {by: customer, order: day}, entity: [customer]}", "each entity stands in every split"),
+        ("{position: {}, entity: [customer]}", "wanted none with 'position'"),
+        ("{position: {shares: {train: 0.9, test: 0.2}}}", "wanted shares that add up to 1, seen 1.1"),
+        ("{position: {}, validation: {share: 0.1}}", "a validation split is given already"),
         ("{time: {column: day, boundaries: {test: 2024-06-01}}, entity: [custmer]}", "did you mean 'customer'"),
     ],
 )
@@ -77,6 +80,18 @@ def test_splits_that_cannot_be_are_refused(workload: Workload, split: str, part:
     with pytest.raises(ConfigError) as caught:
         load_config(timed(workload), (f"split={split}",))
     assert part in str(caught.value)
+
+
+def test_each_file_is_cut_from_its_first_row_to_its_last(spark: SparkSession, workload: Workload) -> None:
+    config = load_config(timed(workload), ("split={position: {shares: {train: 0.5, validation: 0.3, test: 0.2}}}",))
+    lines = {"a": range(1, 11), "b": range(1, 4), "c": range(3, 6), "d": [1]}  # two of c were rejected
+    raw = [(file, line) for file, of_file in lines.items() for line in of_file]
+    rows = with_split(spark.createDataFrame(raw, "_file string, _line long").repartition(3), config).collect()
+    found = {file: [row["_split"] for row in sorted(rows) if row["_file"] == file] for file in lines}
+    assert found["a"] == ["train"] * 5 + ["validation"] * 3 + ["test"] * 2
+    assert found["b"] == ["train", "validation", "test"]
+    assert found["c"] == ["validation", "validation", "test"]
+    assert found["d"] == ["validation"]
 
 
 LAST = {"last": {"by": "customer", "order": "day", "test": 2, "validation": 1}}

@@ -15,10 +15,11 @@ from pipelines.train.job import TrainJob
 from pipelines.train.loop import Trainer
 from pipelines.train.strategies.groups import local
 from tests.ranks import run_ranks
-from tests.tables import DENSE, contract_of, feature_table
+from tests.tables import DENSE, NEXT, SEQUENCE, contract_of, feature_table
 from tests.train.test_loop import assert_trained_alike, job_of, train
 
 LAYERS = {"network": "tests.networks:DoubleLayers"}
+DECODER = {"network": "tests.networks:DoubleDecoder"}
 ADAM = {"optimizer": {"name": "AdamW", "weight_decay": 0.1}, "clip_grad_norm": 0.5}
 EXACT: list[tuple[int, Any, dict[str, Any]]] = [
     (2, "data_parallel", {"micro_batches": 3}),
@@ -61,6 +62,39 @@ def test_ranks_learn_what_one_process_learns(
         assert_trained_alike(trained, alone, atol=1e-10, loss_atol=1e-10)
         for ours, theirs in zip(trained[1], alone[1], strict=True):
             assert ours.metrics == pytest.approx(theirs.metrics, abs=1e-10)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    return feature_table(tmp_path_factory.mktemp("s") / "s", [31, 20, 2], contract_of(SEQUENCE, label=NEXT))
+
+
+@pytest.fixture(scope="module")
+def decoder_alone(tmp_path_factory: pytest.TempPathFactory, texts: Snapshot) -> Any:
+    return run_ranks(1, train, job_of(tmp_path_factory.mktemp("decoder"), texts, network=DECODER, clip_grad_norm=0.5))[
+        0
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "strategy"),
+    [
+        (2, "data_parallel"),
+        (2, "sharded"),
+        (2, "tensor_parallel"),
+        (4, "tensor_parallel"),
+        (3, "pipeline_parallel"),
+        (4, {"name": "pipeline_parallel", "size": 2}),
+    ],
+)
+def test_ranks_learn_what_comes_next_as_one_process_does(
+    tmp_path: Path, texts: Snapshot, decoder_alone: Any, ranks: int, strategy: Any
+) -> None:
+    """In float64; the sequences hold padding, and each row counts by the mean of its own tokens."""
+    job = job_of(tmp_path, texts, network=DECODER, strategy=strategy, ranks=ranks, clip_grad_norm=0.5)
+    for trained in run_ranks(ranks, train, job):
+        assert_trained_alike(trained, decoder_alone, atol=1e-10, loss_atol=1e-10)
+        assert trained[1][0].metrics == pytest.approx(decoder_alone[1][0].metrics, abs=1e-10)
 
 
 def interrupted_then(job: TrainJob) -> None:

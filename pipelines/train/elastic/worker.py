@@ -120,7 +120,7 @@ class Worker(Trainer):
         self.clock.enter("other")
         assert found is not None, "there are rows"
         outputs, loss = found
-        score = row_scores(outputs.detach(), on_device["label"], self.judged).sum() if self.judged else 0.0
+        score = row_scores(outputs.detach(), on_device[self.contract.target], self.judged).sum() if self.judged else 0.0
         told = {
             "rows": batch.rows,
             "row_id_sum": int(batch.tensors[ROW_ID].sum()) % UINT64,

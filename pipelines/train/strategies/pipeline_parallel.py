@@ -46,9 +46,9 @@ class PipelineParallel(Strategy):
         self._place = self._mesh["model"].get_local_rank()
         self.data_rank, self.data_ranks = self._mesh["data"].get_local_rank(), self._mesh["data"].size()
         self.counts = self._place == size - 1
-        columns = setting.objective.contract.columns
-        self.reads = [c.name for c in columns if self.counts and c.kind == "label"]
-        self.reads += [c.name for c in setting.objective.contract.inputs if self._place == 0]
+        contract = setting.objective.contract
+        inputs = [column.name for column in contract.inputs if self._place == 0]
+        self.reads = list(dict.fromkeys([*inputs, *([contract.target] if self.counts else [])]))
         super().__init__(network, setting)
         self.clock.waits_inside = True
         self._schedule = _SCHEDULES[options.schedule](
