@@ -62,6 +62,10 @@ def test_the_chain_on_a_standalone_cluster(submit: Submit, tmp_path: Path) -> No
     (package,) = (lake / "code").glob("headrace-*.zip")
     log = next((lake / "runs" / "digits" / "train").glob("*/ranks.log")).read_text()
     assert "Traceback" not in log and package.is_file()
+    again = submit("train", "conf/digits.yaml", "train.epochs=1", "classic=[]", "train.strategy=parameter_server")
+    (epoch,) = again["train"]["result"]["epochs"]
+    assert (epoch["rows"], epoch["row_id_sum"]) == (train["rows"], train["row_id_sum"])
+    assert epoch["exchange"]["updates"] > 0, "a server and a worker, each on an executor of its own"
 
 
 @pytest.mark.cluster
