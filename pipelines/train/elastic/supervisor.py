@@ -56,16 +56,17 @@ def _watched(job: TrainJob, rank: int, child: int) -> int:
     """
     path, limit = job.beat_path(rank), _SHARE * job.train.timeout_s
     count, until = -1, time.monotonic() + limit
+    is_over = False
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
+        if not is_over and job.result_path.is_file():
+            is_over, until = True, time.monotonic() + GRACE_S
         with contextlib.suppress(OSError, ValueError):
             beat = Beat.model_validate_json(path.read_bytes())
-            if beat.pid == child and beat.count != count:
+            if not is_over and beat.pid == child and beat.count != count:
                 count, until = beat.count, time.monotonic() + limit
-        if limit > GRACE_S and job.result_path.is_file():
-            limit, until = GRACE_S, time.monotonic() + GRACE_S
         if time.monotonic() > until:
             os.kill(child, signal.SIGKILL)
         time.sleep(LOOK_EVERY_S)
