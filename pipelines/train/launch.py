@@ -23,7 +23,7 @@ from pipelines.progress import say
 from pipelines.receipt import digest_of, write_json
 from pipelines.stage import Given, Made
 from pipelines.tracking import ModelRef
-from pipelines.train.elastic.certificates import issue
+from pipelines.train.elastic.certificates import identities
 from pipelines.train.follow import Follower, metrics_of
 from pipelines.train.job import EpochResult, RankError, TrainJob, TrainResult
 from pipelines.train.watch import Watch
@@ -121,13 +121,11 @@ def run_job(
     with Follower(job, on_epoch=on_epoch, on_alert=on_alert, should_end=should_end) as follower:
         while True:
             job.remove_traces()
-            if job.train.is_elastic:
-                servers = num_servers(job.train.strategy)
-                issue(job.folder, ["server"] * servers + ["worker"] * (job.train.ranks - servers))
             watch = Watch(job)
             follower.watch(watch)
             try:
-                _run_ranks(config, job)
+                with identities(job.folder, _roles(job)):
+                    _run_ranks(config, job)
                 break
             except _Lost as lost:
                 if follower.is_ended:
@@ -141,6 +139,12 @@ def run_job(
                 f"          {error}; starts again from the last checkpoint ({len(restarts)} of {job.train.max_restarts})"
             )
     return TrainResult.model_validate_json(job.result_path.read_bytes()), restarts + job.lost()
+
+
+def _roles(job: TrainJob) -> list[str]:
+    """Of ranks that speak to each other by themselves, one each."""
+    servers = num_servers(job.train.strategy)
+    return ["server"] * servers + ["worker"] * (job.train.ranks - servers) if job.train.is_elastic else []
 
 
 def _may_help(job: TrainJob, error: HeadraceError, verdict: str) -> bool:

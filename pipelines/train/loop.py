@@ -55,6 +55,11 @@ class Trainer:
         torch.manual_seed(job.seed)
         network = build_network(job.model, self.contract).to(device)
         self.objective = Objective(network, self.contract, device, class_weights=job.class_weights, amp=self.train.amp)
+        if self.objective.ranker and self.train.num_micro_batches > 1:
+            raise ConfigError(
+                f"train.micro_batches: wanted 1 with {job.model.network}, whose loss is of a lane's rows together; seen "
+                f"{self.train.num_micro_batches}"
+            )
         self.judged = None if self.objective.ranker else self.contract.label
         self.num_parameters = sum(parameter.numel() for parameter in network.parameters())
         self.clock = StepClock(device)

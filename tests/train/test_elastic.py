@@ -142,6 +142,7 @@ def accounted(made: Made, table: Snapshot | None = None) -> bool:
 def test_every_row_is_accounted_for(forked_ranks: None, train: Callable[..., Made], strategy: Any) -> None:
     made = train(strategy=strategy, **SETTINGS | {"ranks": 4}, optimizer={"name": "SGD", "momentum": 0.5})
     assert accounted(made) and not made.result["restarts"]
+    assert not list(runs_path("tiny").glob("train/*/identity-*")), "keys are there only while they are needed"
     last = made.result["epochs"][-1]
     assert last["loss"] < made.result["epochs"][0]["loss"]
     assert last["exchange"]["staleness_max"] <= (0 if isinstance(strategy, str) and "backup" in strategy else 12)

@@ -3,7 +3,9 @@
 X.509 (RFC 5280) by `cryptography`; keys on the curve P-256. The authority's key is never written.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -37,7 +39,18 @@ class Identity(BaseModel):
         return cls.model_validate_json(_path(folder, rank).read_bytes())
 
 
-def issue(folder: Path, roles: list[str]) -> None:
+@contextlib.contextmanager
+def identities(folder: Path, roles: Sequence[str]) -> Iterator[None]:
+    """While the body runs, ranks find their identities in the folder; see `issue`."""
+    issue(folder, roles)
+    try:
+        yield
+    finally:
+        for rank in range(len(roles)):
+            _path(folder, rank).unlink(missing_ok=True)
+
+
+def issue(folder: Path, roles: Sequence[str]) -> None:
     """Leave an identity for each rank, readable by its owner alone. Those of an earlier run are known no longer.
 
     Args:
