@@ -1,0 +1,154 @@
+"""Training on ranks behind links: each is forked from this process, warm, into a namespace of its own."""
+
+import multiprocessing
+import os
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import torch
+import torch._dynamo  # what optimizers and DDP import when they are first used
+import torch.distributed as dist
+
+from benchmarks.links import INTERFACE, Links, wire_bytes
+from pipelines.stream import Batch
+from pipelines.stream.memory import keep_freed_memory
+from pipelines.train.job import EpochResult, TrainJob
+from pipelines.train.loop import Trainer
+from pipelines.train.tally import Tally
+from pipelines.train.worker import die_with_parent
+
+_PORT, _TIMEOUT_S = 29500, 120
+
+
+class Mark(NamedTuple):
+    """Where a rank is: its clock, and the bytes that passed its interface."""
+
+    seconds: float
+    received: int
+    sent: int
+
+    @classmethod
+    def now(cls) -> "Mark":
+        """Of this rank."""
+        return cls(time.perf_counter(), *wire_bytes())
+
+
+@dataclass
+class Watched:
+    """What a rank did.
+
+    Attributes:
+        marks: In front of the first watched step, and behind the last.
+        losses: Summed loss of this rank's rows at each watched step.
+        epochs: Those that it finished.
+    """
+
+    marks: list[Mark] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    epochs: list[EpochResult] = field(default_factory=list)
+
+
+class _Enough(Exception):
+    """All steps that are watched are done."""
+
+
+class _WatchedTrainer(Trainer):
+    """Trains up to the end of `steps`, and looks at the interface at both ends of them."""
+
+    def __init__(self, job: TrainJob, steps: range) -> None:
+        super().__init__(job, torch.device("cpu"))
+        self.steps, self.watched = steps, Watched()
+
+    def _step(self, batch: Batch, tally: Tally) -> None:
+        if batch.step == self.steps.start:
+            self.watched.marks.append(Mark.now())
+        super()._step(batch, tally)
+        if batch.step + 1 == self.steps.stop:
+            self.watched.marks.append(Mark.now())
+            self.watched.losses.append(tally.mean_loss())
+            raise _Enough
+
+
+def train_steps(job: TrainJob, steps: range) -> Watched:
+    """On a rank: train the first steps of an epoch, of which `steps` are watched."""
+    trainer = _WatchedTrainer(job, steps)
+    try:
+        trainer.run(lambda _: None)
+    except _Enough:
+        return trainer.watched
+    raise ValueError(f"wanted {steps.stop} steps, the epoch has {len(trainer.loader)}")
+
+
+def train_whole(job: TrainJob) -> Watched:
+    """On a rank: train all epochs; the marks stand around them."""
+    trainer = Trainer(job, torch.device("cpu"))
+    watched = Watched(marks=[Mark.now()])
+    trainer.run(watched.epochs.append)
+    watched.marks.append(Mark.now())
+    return watched
+
+
+def run_ranks(links: Links, world: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What `work(*arguments)` gives on each rank.
+
+    Raises:
+        RuntimeError: A rank failed.
+    """
+    context = multiprocessing.get_context("fork")
+    pipes, processes = [], []
+    for rank in range(world):
+        here, there = context.Pipe(duplex=False)
+        process = context.Process(target=_rank, args=(links, rank, world, there, work, arguments))
+        process.start()
+        there.close()
+        pipes.append(here)
+        processes.append(process)
+    try:
+        answers = [_answer(pipe) for pipe in pipes]
+    finally:
+        for process in processes:
+            process.join(5)
+            process.kill()
+    for rank, answer in enumerate(answers):
+        if isinstance(answer, str):
+            raise RuntimeError(f"rank {rank} of {world}: {answer}")
+    return answers
+
+
+def _answer(pipe: "Connection[Any, Any]") -> Any:
+    try:
+        return pipe.recv() if pipe.poll(_TIMEOUT_S) else "no answer in time"
+    except EOFError:
+        return "ended without a word"
+
+
+def _rank(
+    links: Links, rank: int, world: int, pipe: "Connection[Any, Any]", work: Callable[..., Any], arguments: Any
+) -> None:
+    die_with_parent()
+    try:
+        links.enter(rank)
+        os.environ["GLOO_SOCKET_IFNAME"] = INTERFACE
+        keep_freed_memory()
+        torch.set_num_threads(1)
+        dist.init_process_group(
+            "gloo",
+            init_method=f"tcp://{links.address(0)}:{_PORT}",
+            rank=rank,
+            world_size=world,
+            timeout=timedelta(seconds=_TIMEOUT_S),
+        )
+        found = work(*arguments)
+        dist.barrier()
+        pipe.send(found)
+        pipe.close()
+        time.sleep(0.5 if rank == 0 else 0.0)  # rank 0 holds the store that the others leave
+    except Exception:
+        pipe.send(traceback.format_exc())
+    finally:
+        os._exit(0)
