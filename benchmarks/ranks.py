@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import time
 import traceback
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 import torch._dynamo  # what optimizers and DDP import when they are first used
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.links import INTERFACE, Links, wire_bytes
 from pipelines.stream import Batch
@@ -43,14 +45,26 @@ class Watched:
     """What a rank did.
 
     Attributes:
-        marks: In front of the first watched step, and behind the last.
-        losses: Summed loss of this rank's rows at each watched step.
+        marks: In front of the first watched step, and behind each.
+        losses: Mean loss of this rank's rows so far, behind each watched step.
+        buckets: Bytes of DistributedDataParallel's buckets, where it is the strategy.
         epochs: Those that it finished.
     """
 
     marks: list[Mark] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    buckets: list[int] = field(default_factory=list)
     epochs: list[EpochResult] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """From the first mark to the last."""
+        return self.marks[-1].seconds - self.marks[0].seconds
+
+    @property
+    def sent(self) -> int:
+        """Bytes, from the first mark to the last."""
+        return self.marks[-1].sent - self.marks[0].sent
 
 
 class _Enough(Exception):
@@ -58,7 +72,7 @@ class _Enough(Exception):
 
 
 class _WatchedTrainer(Trainer):
-    """Trains up to the end of `steps`, and looks at the interface at both ends of them."""
+    """Trains up to the end of `steps`, and looks at the interface behind each of them."""
 
     def __init__(self, job: TrainJob, steps: range) -> None:
         super().__init__(job, torch.device("cpu"))
@@ -68,9 +82,10 @@ class _WatchedTrainer(Trainer):
         if batch.step == self.steps.start:
             self.watched.marks.append(Mark.now())
         super()._step(batch, tally)
-        if batch.step + 1 == self.steps.stop:
+        if batch.step in self.steps:
             self.watched.marks.append(Mark.now())
             self.watched.losses.append(tally.mean_loss())
+        if batch.step + 1 == self.steps.stop:
             raise _Enough
 
 
@@ -80,6 +95,11 @@ def train_steps(job: TrainJob, steps: range) -> Watched:
     try:
         trainer.run(lambda _: None)
     except _Enough:
+        if isinstance(network := trainer.strategy.parallel, DistributedDataParallel):
+            told = network._get_ddp_logging_data()[
+                "bucket_sizes"
+            ]  # those in use, whether or not they were laid out anew
+            trainer.watched.buckets = [int(size) for size in told.split(",")]
         return trainer.watched
     raise ValueError(f"wanted {steps.stop} steps, the epoch has {len(trainer.loader)}")
 
@@ -93,8 +113,21 @@ def train_whole(job: TrainJob) -> Watched:
     return watched
 
 
-def run_ranks(links: Links, world: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What `work(*arguments)` gives on each rank.
+def sum_buckets(buckets: list[int], repeats: int) -> Watched:
+    """On a rank: nothing but the exchange of buckets of so many bytes, as DistributedDataParallel starts them."""
+    tensors = [torch.zeros(size // 4) for size in buckets]
+    watched = Watched(marks=[Mark.now()])
+    for _ in range(repeats):
+        for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
+            work.wait()
+        watched.marks.append(Mark.now())
+    return watched
+
+
+def run_ranks(
+    links: Links, world: int, work: Callable[..., Any], *arguments: Any, on_loopback: bool = False
+) -> list[Any]:
+    """What `work(*arguments)` gives on each rank, each behind a link of its own or all in one namespace.
 
     Raises:
         RuntimeError: A rank failed.
@@ -103,16 +136,20 @@ def run_ranks(links: Links, world: int, work: Callable[..., Any], *arguments: An
     pipes, processes = [], []
     for rank in range(world):
         here, there = context.Pipe(duplex=False)
-        process = context.Process(target=_rank, args=(links, rank, world, there, work, arguments))
+        place, interface = (0, "lo") if on_loopback else (rank, INTERFACE)
+        process = context.Process(
+            target=_rank, args=(links, place, interface, rank, world, there, work, arguments), daemon=True
+        )
         process.start()
         there.close()
         pipes.append(here)
         processes.append(process)
     try:
         answers = [_answer(pipe) for pipe in pipes]
-    finally:
         for process in processes:
             process.join(5)
+    finally:
+        for process in processes:
             process.kill()
     for rank, answer in enumerate(answers):
         if isinstance(answer, str):
@@ -128,12 +165,20 @@ def _answer(pipe: "Connection[Any, Any]") -> Any:
 
 
 def _rank(
-    links: Links, rank: int, world: int, pipe: "Connection[Any, Any]", work: Callable[..., Any], arguments: Any
+    links: Links,
+    place: int,
+    interface: str,
+    rank: int,
+    world: int,
+    pipe: "Connection[Any, Any]",
+    work: Callable[..., Any],
+    arguments: Any,
 ) -> None:
     die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
     try:
-        links.enter(rank)
-        os.environ["GLOO_SOCKET_IFNAME"] = INTERFACE
+        links.enter(place)
+        os.environ["GLOO_SOCKET_IFNAME"] = interface
         keep_freed_memory()
         torch.set_num_threads(1)
         dist.init_process_group(
