@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,20 +49,20 @@ def main() -> int:
     split = parser.parse_args().split
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that namespaces are removed then, too
     try:
-        with Links(4) as links:
-            return measure(links, split)
+        with Links(4) as links, tempfile.TemporaryDirectory() as folder:
+            return measure(links, split, Path(folder))
     except NotPermitted as error:
         print(f"bench-comm: network namespaces are not permitted here, nothing was measured: {error}")
         return NOT_PERMITTED
 
 
-def measure(links: Links, split: str) -> int:
+def measure(links: Links, split: str, folder: Path) -> int:
     """Returns the exit code."""
     from benchmarks import comm_cases
     from benchmarks.comm_jobs import WORKLOADS, make_jobs
 
     with multiprocessing.get_context("spawn").Pool(1) as apart:  # no JVM stays beside what is timed
-        jobs = apart.apply(make_jobs, (split,))
+        jobs = apart.apply(make_jobs, (split, folder))
     timed, figures = {}, []
     for case in comm_cases.cases(list(jobs)):
         timed[case] = comm_cases.time_steps(links, jobs[case.network], case)
@@ -80,7 +81,7 @@ def measure(links: Links, split: str) -> int:
                 *(
                     Figure(f"{case}.{workload.judged_by}", found.value, "")
                     for case in timed
-                    if (case.network, case.strategy, case.ranks) == (workload.name, strategy, 2)
+                    if case[:2] == (workload.name, strategy)
                 )
             )
     mlp = jobs["mlp"]

@@ -38,10 +38,18 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "pipeline": {"name": "pipeline_parallel"},
     "local_sgd": {"name": "local_sgd", "every_steps": EVERY},
     "diloco": {"name": "diloco", "every_steps": EVERY, "outer_lr": 1.0, "outer_momentum": 0.5},
+    "parameter_server": {"name": "parameter_server"},
+    "backup_workers": {"name": "backup_workers"},
 }
+RANKS = {"parameter_server": 3, "backup_workers": 4}  # two that train at a time, as in the others
 LOCAL = ("local_sgd", "diloco")
 ON_FOUR = ("ddp", "powersgd", "topk", "sharded", "local_sgd")
 _WARM = {"powersgd": {"warmup_steps": 2}, "topk": {"warmup_steps": 0}}  # while steps are timed, by hook
+
+
+def ranks_of(strategy: str) -> int:
+    """With which it is tried on all links."""
+    return RANKS.get(strategy, 2)
 
 
 class Case(NamedTuple):
@@ -55,7 +63,9 @@ class Case(NamedTuple):
     def __str__(self) -> str:
         """As figures are named."""
         network = "" if self.network == WORKLOADS[0].name else f"{self.network}."
-        return f"{network}{self.strategy}.{self.rate}" + (f".{self.ranks}_ranks" if self.ranks != 2 else "")
+        return f"{network}{self.strategy}.{self.rate}" + (
+            "" if self.ranks == ranks_of(self.strategy) else f".{self.ranks}_ranks"
+        )
 
 
 class Timed(NamedTuple):
@@ -87,7 +97,7 @@ def cases(networks: list[str]) -> Iterator[Case]:
     """All that are timed."""
     for network in networks:
         for rate in RATES:
-            yield from (Case(network, strategy, rate, 2) for strategy in STRATEGIES)
+            yield from (Case(network, strategy, rate, ranks_of(strategy)) for strategy in STRATEGIES)
         yield from (Case(network, strategy, "100mbit", 4) for strategy in ON_FOUR)
 
 
@@ -100,7 +110,7 @@ def time_steps(links: Links, job: TrainJob, case: Case) -> Timed:
     steps = range(EVERY, 2 * EVERY) if local else range(FIRST, FIRST + STEPS[case.rate])
     links.set_rate(RATES[case.rate])
     told = with_settings(job, ranks=case.ranks, strategy=options)
-    seen: list[Watched] = run_ranks(links, case.ranks, train_steps, told, steps)
+    seen: list[Watched] = run_ranks(links, case.ranks, train_steps, told, steps, answers=told.train.is_elastic)
     step_s = max(rank.seconds for rank in seen) / len(steps)
     run = Run(
         name=str(case),
@@ -115,10 +125,15 @@ def time_steps(links: Links, job: TrainJob, case: Case) -> Timed:
     return Timed(
         run,
         told.train.batch_size / step_s,
-        statistics.mean(rank.sent for rank in seen) / len(steps),
+        _sent(seen, case.ranks) / len(steps),
         [rank.losses for rank in seen],
         _spread(seen[0]) if local else 0.0,
     )
+
+
+def _sent(seen: list[Watched], ranks: int) -> float:
+    """The mean over ranks; where one alone tells of it, the others speak with none but this one."""
+    return sum(rank.sent + (rank.received if len(seen) == 1 else 0) for rank in seen) / ranks
 
 
 def _spread(seen: Watched) -> float:
@@ -129,11 +144,12 @@ def _spread(seen: Watched) -> float:
 
 
 def learn(links: Links, job: TrainJob, strategy: str, judged_by: str) -> Learned:
-    """Train all epochs on two ranks."""
+    """Train all epochs."""
     links.set_rate(None)
-    seen: list[Watched] = run_ranks(links, 2, train_whole, with_settings(job, ranks=2, strategy=STRATEGIES[strategy]))
+    told = with_settings(job, ranks=ranks_of(strategy), strategy=STRATEGIES[strategy])
+    seen: list[Watched] = run_ranks(links, told.train.ranks, train_whole, told, answers=told.train.is_elastic)
     value = seen[0].epochs[-1].metrics[f"validation_{judged_by}"]
-    return Learned(value, statistics.mean(rank.sent for rank in seen))
+    return Learned(value, _sent(seen, told.train.ranks))
 
 
 def differing(timed: dict[Case, Timed]) -> list[str]:

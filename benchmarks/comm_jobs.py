@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.report import FOLDER, use_lake
+from benchmarks.report import use_lake
 from pipelines.config.learning import Train
+from pipelines.config.strategies import num_servers
+from pipelines.train.elastic.certificates import issue
 from pipelines.train.job import TrainJob
 from pipelines.train.simulate import Size
 
@@ -47,8 +49,8 @@ WORKLOADS = (
 )
 
 
-def make_jobs(split: str) -> dict[str, TrainJob]:
-    """A job for each workload, judged on a split; with Spark where tables are not written yet."""
+def make_jobs(split: str, folder: Path) -> dict[str, TrainJob]:
+    """A job for each workload, judged on a split, with its files in a folder; Spark writes tables that are not there."""
     from pipelines.config import load_config
     from pipelines.features.fitted import FittedFeatures
     from pipelines.lake import Snapshot
@@ -63,7 +65,7 @@ def make_jobs(split: str) -> dict[str, TrainJob]:
         jobs[workload.name] = make_job(
             config,
             FittedFeatures.model_validate(made["fitted"]),
-            folder=FOLDER / "lakes" / "comm" / "job",
+            folder=folder / workload.name,
             train=Snapshot.model_validate(made["snapshots"]["train"]),
             validation=Snapshot.model_validate(made["snapshots"][split]),
         )
@@ -72,8 +74,13 @@ def make_jobs(split: str) -> dict[str, TrainJob]:
 
 def with_settings(job: TrainJob, **train: Any) -> TrainJob:
     """The job with other settings of training, in an empty folder."""
-    _empty(job.folder)
-    return job.model_copy(update={"train": Train.model_validate(job.train.model_dump(mode="json") | train)})
+    shutil.rmtree(job.folder, ignore_errors=True)
+    job.folder.mkdir(parents=True)
+    told = Train.model_validate(job.train.model_dump(mode="json") | train)
+    if told.is_elastic:
+        servers = num_servers(told.strategy)
+        issue(job.folder, ["server"] * servers + ["worker"] * (told.ranks - servers))
+    return job.model_copy(update={"train": told})
 
 
 def size_of_job(job: TrainJob) -> Size:
@@ -86,8 +93,3 @@ def size_of_job(job: TrainJob) -> Size:
     network = build_network(job.model, job.snapshot.contract)
     objective = Objective(network, job.snapshot.contract, torch.device("cpu"))
     return size_of(network, objective.inputs(objective.zeros()))
-
-
-def _empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)

@@ -5,7 +5,7 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -19,12 +19,14 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.links import INTERFACE, Links, wire_bytes
 from pipelines.stream import Batch
 from pipelines.stream.memory import keep_freed_memory
+from pipelines.train.elastic.chief import Chief
+from pipelines.train.elastic.worker import Worker
 from pipelines.train.job import EpochResult, TrainJob
 from pipelines.train.loop import Trainer
 from pipelines.train.tally import Tally
 from pipelines.train.worker import die_with_parent
 
-_PORT, _TIMEOUT_S = 29500, 120
+_PORT, _TIMEOUT_S = 29500, 900
 
 
 class Mark(NamedTuple):
@@ -66,6 +68,11 @@ class Watched:
         """Bytes, from the first mark to the last."""
         return self.marks[-1].sent - self.marks[0].sent
 
+    @property
+    def received(self) -> int:
+        """Bytes, from the first mark to the last."""
+        return self.marks[-1].received - self.marks[0].received
+
 
 class _Enough(Exception):
     """All steps that are watched are done."""
@@ -89,9 +96,34 @@ class _WatchedTrainer(Trainer):
             raise _Enough
 
 
+class _WatchedChief(Chief):
+    """Takes what workers send up to the end of `steps`; a step is as many gradients as there are groups of lanes."""
+
+    def __init__(self, job: TrainJob, steps: range) -> None:
+        super().__init__(job, torch.device("cpu"))
+        self.steps, self.watched, self._parts = steps, Watched(), 0
+
+    def _count(self, asked: Mapping[str, Any]) -> None:
+        super()._count(asked)
+        self._parts += 1
+        step, rest = divmod(self._parts, self.train.data_ranks)
+        if not rest and step >= self.steps.start and step <= self.steps.stop:
+            self.watched.marks.append(Mark.now())
+
+    def _gather(self, *, with_tensors: bool = True) -> None:
+        if self._parts >= self.steps.stop * self.train.data_ranks:
+            raise _Enough
+        super()._gather(with_tensors=with_tensors)
+
+
 def train_steps(job: TrainJob, steps: range) -> Watched:
     """On a rank: train the first steps of an epoch, of which `steps` are watched."""
-    trainer = _WatchedTrainer(job, steps)
+    if job.train.is_elastic:
+        _work_alone(job)
+        trainer: _WatchedTrainer | _WatchedChief = _WatchedChief(job, steps)
+        trainer.resume()
+    else:
+        trainer = _WatchedTrainer(job, steps)
     try:
         trainer.run(lambda _: None)
     except _Enough:
@@ -106,11 +138,25 @@ def train_steps(job: TrainJob, steps: range) -> Watched:
 
 def train_whole(job: TrainJob) -> Watched:
     """On a rank: train all epochs; the marks stand around them."""
-    trainer = Trainer(job, torch.device("cpu"))
+    if job.train.is_elastic:
+        _work_alone(job)
+    trainer = (Chief if job.train.is_elastic else Trainer)(job, torch.device("cpu"))
+    trainer.resume()
     watched = Watched(marks=[Mark.now()])
     trainer.run(watched.epochs.append)
     watched.marks.append(Mark.now())
     return watched
+
+
+def _work_alone(job: TrainJob) -> None:
+    """No collective joins the ranks from now on; all but rank 0 work for it until they are ended."""
+    rank = dist.get_rank()
+    dist.barrier()
+    dist.destroy_process_group()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    if rank:
+        Worker(job, torch.device("cpu"), rank).work()
+        signal.pause()
 
 
 def sum_buckets(buckets: list[int], repeats: int) -> Watched:
@@ -125,9 +171,11 @@ def sum_buckets(buckets: list[int], repeats: int) -> Watched:
 
 
 def run_ranks(
-    links: Links, world: int, work: Callable[..., Any], *arguments: Any, on_loopback: bool = False
+    links: Links, world: int, work: Callable[..., Any], *arguments: Any, on_loopback: bool = False, answers: int = 0
 ) -> list[Any]:
     """What `work(*arguments)` gives on each rank, each behind a link of its own or all in one namespace.
+
+    Where not all answer, the others are ended once the first so many have.
 
     Raises:
         RuntimeError: A rank failed.
@@ -145,16 +193,16 @@ def run_ranks(
         pipes.append(here)
         processes.append(process)
     try:
-        answers = [_answer(pipe) for pipe in pipes]
-        for process in processes:
+        found = [_answer(pipe) for pipe in pipes[: answers or world]]
+        for process in processes[: answers or world]:
             process.join(5)
     finally:
         for process in processes:
             process.kill()
-    for rank, answer in enumerate(answers):
+    for rank, answer in enumerate(found):
         if isinstance(answer, str):
             raise RuntimeError(f"rank {rank} of {world}: {answer}")
-    return answers
+    return found
 
 
 def _answer(pipe: "Connection[Any, Any]") -> Any:
@@ -178,7 +226,7 @@ def _rank(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
     try:
         links.enter(place)
-        os.environ["GLOO_SOCKET_IFNAME"] = interface
+        os.environ |= {"GLOO_SOCKET_IFNAME": interface, "MASTER_ADDR": links.address(0)}
         keep_freed_memory()
         torch.set_num_threads(1)
         dist.init_process_group(
