@@ -23,6 +23,7 @@ from benchmarks.report import Figure, at_least, at_most, report
 if TYPE_CHECKING:
     from benchmarks.comm_cases import Case, Learned, Timed
     from pipelines.train.job import TrainJob
+    from pipelines.train.simulate import Run
 
 HELD_OUT = (  # of the cost model; named before any fit
     "ddp.20mbit",
@@ -89,7 +90,12 @@ def measure(links: Links, split: str, folder: Path) -> int:
     figures += [Figure(f"overlap.{rate}", comm_cases.hidden_share(links, mlp, rate), "share") for rate in ("100mbit",)]
     figures += [Figure("overlap", comm_cases.hidden_share(links, mlp, "1gbit"), "share")]
     figures += [at_least("weak_scaling", comm_cases.weak_scaling(links, mlp), "x", 1.6)]
-    figures += simulated(timed, jobs)
+    alone = [
+        comm_cases.time_alone(links, job, name, times * job.train.batch_size // 2)
+        for name, job in jobs.items()
+        for times in comm_cases.ALONE_TIMES
+    ]
+    figures += simulated(timed, alone, jobs)
     return report("comm", figures)
 
 
@@ -131,7 +137,7 @@ def goals(timed: "dict[Case, Timed]", learned: "dict[tuple[str, str], Learned]")
     ]
 
 
-def simulated(timed: "dict[Case, Timed]", jobs: "dict[str, TrainJob]") -> list[Figure]:
+def simulated(timed: "dict[Case, Timed]", alone: "list[Run]", jobs: "dict[str, TrainJob]") -> list[Figure]:
     """The cost model fitted to the runs that are not held out; it is left for `make simulate`."""
     import statistics
 
@@ -144,7 +150,7 @@ def simulated(timed: "dict[Case, Timed]", jobs: "dict[str, TrainJob]") -> list[F
     held_out = [run for run in runs if run.name in HELD_OUT]
     spread = statistics.median(seen.spread for case, seen in timed.items() if case.strategy in LOCAL)
     fitted = simulate.fit(
-        [run for run in runs if run.name not in HELD_OUT],
+        alone + [run for run in runs if run.name not in HELD_OUT],
         {name: size_of_job(job) for name, job in jobs.items()},
         spread=spread,
     )

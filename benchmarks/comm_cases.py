@@ -17,6 +17,7 @@ RATES = {"1gbit": 1000, "100mbit": 100, "20mbit": 20}  # Mbit/s
 STEPS = {"1gbit": 40, "100mbit": 20, "20mbit": 6}  # that are timed, of strategies that exchange at each
 FIRST = 6  # step that is timed: buckets are laid out, and hooks are warm
 EVERY = 141  # steps between exchanges of local methods: 3 an epoch of mnist
+ALONE_TIMES = (1, 4)  # the rows of one rank of two
 ROWS, WEAK_STEPS, TURNS = 256, range(10, 90), 3  # of a rank, in weak scaling
 
 
@@ -128,6 +129,21 @@ def time_steps(links: Links, job: TrainJob, case: Case) -> Timed:
         _sent(seen, case.ranks) / len(steps),
         [rank.losses for rank in seen],
         _spread(seen[0]) if local else 0.0,
+    )
+
+
+def time_alone(links: Links, job: TrainJob, network: str, rows: int) -> Run:
+    """Steps of one rank, which tell the cost model what a row costs and what a step beside its rows."""
+    told = with_settings(job, ranks=1, batch_size=rows)
+    (seen,) = run_ranks(links, 1, train_steps, told, range(FIRST, FIRST + STEPS["1gbit"]))
+    return Run(
+        name=f"{network}.alone.{rows}_rows",
+        network=network,
+        strategy=told.train.strategy,
+        ranks=1,
+        rows=rows,
+        bytes_per_s=RATES["1gbit"] * 1e6 / 8,
+        step_s=seen.seconds / STEPS["1gbit"],
     )
 
 

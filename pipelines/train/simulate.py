@@ -113,6 +113,10 @@ class Exchange(NamedTuple):
         return Exchange(*(share * value for value in self))
 
 
+_LOCAL = config.LocalSGD | config.DiLoCo
+_NOTHING = Exchange(0.0, 0.0, 0.0)
+
+
 def ring_sum(num_bytes: float, ranks: int) -> Exchange:
     """An all-reduce: 2 (n - 1) / n of the bytes, in as many messages as there are ways to go."""
     sent = 2 * (ranks - 1) / ranks * num_bytes
@@ -140,9 +144,10 @@ def exchange(strategy: config.Strategy, size: Size, *, ranks: int, rows: int) ->
             cut = ring_sum(_NUMBER * size.summed * group_rows, group)._replace(messages=2 * (group - 1) * size.sums)
             return cut + ring_sum(whole / group, ranks // group)
         case config.PipelineParallel():
-            passed = 2 * _NUMBER * size.boundary * rows * group / ranks
-            across = Exchange(passed * (group - 1) / group, passed, 2 * _PARTS_A_STAGE * group if group > 1 else 0)
-            return across + ring_sum(whole / group, ranks // group)
+            # What goes forward and what comes back pass each other, a part at a time, through all stages.
+            passed, turns = _NUMBER * size.boundary * rows * group / ranks, _turns(group)
+            across = Exchange(2 * passed * (group - 1) / group, passed * turns / _parts(group), turns)
+            return (across if group > 1 else _NOTHING) + ring_sum(whole / group, ranks // group)
         case config.LocalSGD() | config.DiLoCo():
             return ring_sum(whole, ranks).times(1 / strategy.every_steps)
         case config.ParameterServer():
@@ -152,6 +157,16 @@ def exchange(strategy: config.Strategy, size: Size, *, ranks: int, rows: int) ->
             )
         case config.BackupWorkers():
             return Exchange(2 * whole * (ranks - 1) / ranks, 2 * whole * (ranks - 1), 2)
+
+
+def _parts(group: int) -> int:
+    """Into which a pipeline cuts a batch."""
+    return _PARTS_A_STAGE * group
+
+
+def _turns(group: int) -> int:
+    """Of a pipeline, in each of which a stage has a part or waits for one."""
+    return _parts(group) + group - 1
 
 
 def _gradients(hook: config.Hook, size: Size, ranks: int) -> Exchange:
@@ -189,8 +204,8 @@ def predicted_step_s(
     if ranks == 1:
         return computing
     moved = exchange(strategy, size, ranks=ranks, rows=rows)
-    every = strategy.every_steps if isinstance(strategy, config.LocalSGD | config.DiLoCo) else 1
-    packing = compute.packing_s.get(kind(strategy), 0.0) * size.parameters / every
+    every = strategy.every_steps if isinstance(strategy, _LOCAL) else 1
+    packing = compute.packing_s.get(kind(strategy), 0.0) * size.parameters
     busy = computing * _wait_for_slowest(strategy, ranks, compute.spread / math.sqrt(every)) + packing
     takes = moved.path_bytes / link.bytes_per_s + moved.messages * link.latency_s
     hidden = compute.overlap * computing if isinstance(strategy, config.DataParallel) else 0.0
@@ -206,8 +221,7 @@ def _computing(strategy: config.Strategy, ranks: int, rows: int, compute: Comput
     group, groups = config.group_size(strategy, ranks), max(1, config.num_groups(strategy, ranks))
     seconds = rows / groups * compute.row_s / group
     if isinstance(strategy, config.PipelineParallel) and group > 1:
-        parts = _PARTS_A_STAGE * group
-        return compute.step_s + (parts + group - 1) / parts * (seconds + parts * compute.part_s)
+        return compute.step_s + _turns(group) * (seconds / _parts(group) + compute.part_s)
     return compute.step_s + compute.part_s + seconds
 
 
@@ -290,9 +304,9 @@ class Fitted(BaseModel):
 
 
 def fit(runs: Sequence[Run], sizes: dict[str, Size], *, spread: float = 0.0) -> Fitted:
-    """Least squares of the logarithm of seconds, over positive constants."""
+    """The least errors of the logarithm of seconds, squared while they are small, over positive constants."""
     networks = sorted({run.network for run in runs})
-    kinds = sorted({kind(run.strategy) for run in runs if run.ranks > 1})
+    kinds = sorted({kind(run.strategy) for run in runs if run.ranks > 1 and not isinstance(run.strategy, _LOCAL)})
     starts = [1e-4, 1e-3, 1e-2] * len(networks) + [1e-9] * len(kinds) + [0.3, 0.95, 2e-4]
     highest = [1.0, 1.0, 1.0] * len(networks) + [1e-3] * len(kinds) + [1.0, 1.1, 1.0]
 
@@ -315,7 +329,8 @@ def fit(runs: Sequence[Run], sizes: dict[str, Size], *, spread: float = 0.0) -> 
         return [math.log(fitted.step_s(run) / run.step_s) for run in runs]
 
     bounds = (np.full(len(starts), math.log(1e-12)), np.log(highest))
-    return of(least_squares(errors, np.log(starts), bounds=bounds, x_scale=1.0, xtol=1e-12, ftol=1e-12).x)
+    found = least_squares(errors, np.log(starts), bounds=bounds, loss="soft_l1", f_scale=0.1, xtol=1e-12, ftol=1e-12)
+    return of(found.x)
 
 
 PLOTTED: dict[str, config.Strategy] = {

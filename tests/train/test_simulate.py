@@ -110,34 +110,23 @@ def test_what_a_strategy_is_for() -> None:
 
 
 def test_constants_are_found_again_from_runs_that_the_model_made() -> None:
-    compute = COMPUTE.model_copy(
-        update={
-            "packing_s": {
-                name: (place + 1) * 1e-9
-                for place, name in enumerate(
-                    sorted({simulate.kind(STRATEGY.validate_python(strategy)) for strategy in ALL})
-                )
-            }
-        }
-    )
+    """Of all strategies, and of one rank alone at two sizes of a batch."""
+    known = [STRATEGY.validate_python(strategy) for strategy in ALL]
+    packing = {simulate.kind(strategy): place * 1e-9 for place, strategy in enumerate(known, start=1)}
+    compute = COMPUTE.model_copy(update={"packing_s": packing | {"local_sgd": 0.0, "diloco": 0.0}})
     truth = simulate.Fitted(sizes={"mlp": SIZE}, compute={"mlp": compute}, goodput=0.9, latency_s=3e-4)
-    runs = [
-        run.model_copy(update={"step_s": truth.step_s(run)})
-        for strategy in ALL
+
+    def run(strategy: Any, ranks: int, rows: int, mbit_per_s: int) -> Run:
+        rate = mbit_per_s * 1e6 / 8
+        run = Run(name="", network="mlp", strategy=strategy, ranks=ranks, rows=rows, bytes_per_s=rate, step_s=1.0)
+        return run.model_copy(update={"step_s": truth.step_s(run)})
+
+    runs = [run(DataParallel(), 1, rows, 1000) for rows in (64, 256)]
+    runs += [
+        run(strategy, ranks, rows, rate)
+        for strategy in known
         for ranks, rows in ((4, 128), (8, 512))
-        for mbit_per_s in (1000, 100, 20)
-        for run in [
-            Run(
-                name="",
-                network="mlp",
-                strategy=STRATEGY.validate_python(strategy),
-                ranks=ranks,
-                rows=rows,
-                bytes_per_s=mbit_per_s * 1e6 / 8,
-                ranks_per_core=ranks / 2,
-                step_s=1.0,
-            )
-        ]
+        for rate in (1000, 100, 20)
     ]
     fitted = simulate.fit(runs, {"mlp": SIZE}, spread=0.1)
     assert max(abs(fitted.relative_error(run)) for run in runs) < 1e-4
