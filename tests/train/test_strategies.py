@@ -228,3 +228,12 @@ def test_what_is_learned_is_the_same_by_any_exact_strategy() -> None:
     ]
     assert all(one == exact[0] for one in exact)
     assert learned("local_sgd", 2) != learned("local_sgd", 4) != exact[0]
+
+
+def test_powersgd_takes_a_network_of_several_buckets(tmp_path: Path, snapshot: Snapshot) -> None:
+    """Its exchanges of a bucket follow one from the other, and must not meet those of another bucket."""
+    network = {"network": "mlp", "hidden": [512, 512, 512]}  # DDP's first bucket ends at 1 MB
+    strategy = {"name": "data_parallel", "hook": {"name": "powersgd", "warmup_steps": 2}}
+    job = job_of(tmp_path, snapshot, network=network, strategy=strategy, ranks=2)
+    ours, theirs = run_ranks(2, train, job)
+    assert_trained_alike(ours, theirs, atol=0, loss_atol=0)

@@ -76,7 +76,7 @@ class PowerSGD:
 
     def register(self, network: DistributedDataParallel) -> None:
         """See `Hook`."""
-        network.register_comm_hook(self._state, powerSGD_hook.powerSGD_hook)
+        network.register_comm_hook(self._state, _powersgd)
 
     def state(self) -> dict[str, Tensor]:
         """Errors and thin matrices by bucket, the step, and the generator that begins thin matrices."""
@@ -98,6 +98,15 @@ class PowerSGD:
     def _kept(self) -> dict[str, dict[int, Tensor]]:
         state = self._state
         return {"error": state.error_dict, "p": state.p_memory_dict, "q": state.q_memory_dict}
+
+
+def _powersgd(state: powerSGD_hook.PowerSGDState, bucket: GradBucket) -> Future[Tensor]:
+    """Its exchanges of a bucket follow one from the other in gloo's threads; let loose on two buckets at once, they meet
+    those of another rank in another order.
+    """
+    future: Future[Tensor] = powerSGD_hook.powerSGD_hook(state, bucket)
+    future.wait()
+    return future
 
 
 class _WithErrors:

@@ -1,0 +1,207 @@
+"""What `benchmarks.comm` tries: strategies and hooks, each on links of several rates."""
+
+import itertools
+import math
+import os
+import statistics
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from benchmarks.comm_jobs import WORKLOADS, with_settings
+from benchmarks.links import Links
+from benchmarks.ranks import Watched, run_ranks, sum_buckets, train_steps, train_whole
+from pipelines.train.job import TrainJob
+from pipelines.train.simulate import Run
+
+RATES = {"1gbit": 1000, "100mbit": 100, "20mbit": 20}  # Mbit/s
+STEPS = {"1gbit": 40, "100mbit": 20, "20mbit": 6}  # that are timed, of strategies that exchange at each
+FIRST = 6  # step that is timed: buckets are laid out, and hooks are warm
+EVERY = 141  # steps between exchanges of local methods: 3 an epoch of mnist
+ALONE_TIMES = (1, 4)  # the rows of one rank of two
+ROWS, WEAK_STEPS, TURNS = 256, range(10, 90), 3  # of a rank, in weak scaling
+
+
+def _hook(name: str, **options: Any) -> dict[str, Any]:
+    return {"name": "data_parallel", "hook": {"name": name, **options}}
+
+
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "ddp": _hook("none"),
+    "fp16": _hook("fp16"),
+    "bf16": _hook("bf16"),
+    "powersgd": _hook("powersgd", rank=1, warmup_steps=50),
+    "powersgd_4": _hook("powersgd", rank=4, warmup_steps=50),
+    "topk": _hook("topk", share=0.01, warmup_steps=50),
+    "qsgd": _hook("qsgd", bits=8),
+    "qsgd_4bit": _hook("qsgd", bits=4),
+    "sharded": {"name": "sharded"},
+    "tensor": {"name": "tensor_parallel"},
+    "pipeline": {"name": "pipeline_parallel"},
+    "local_sgd": {"name": "local_sgd", "every_steps": EVERY},
+    "diloco": {"name": "diloco", "every_steps": EVERY, "outer_lr": 1.0, "outer_momentum": 0.5},
+    "parameter_server": {"name": "parameter_server"},
+    "backup_workers": {"name": "backup_workers"},
+}
+RANKS = {"parameter_server": 3, "backup_workers": 4}  # two that train at a time, as in the others
+LOCAL = ("local_sgd", "diloco")
+ON_FOUR = ("ddp", "powersgd", "topk", "sharded", "local_sgd")
+_WARM = {"powersgd": {"warmup_steps": 2}, "topk": {"warmup_steps": 0}}  # while steps are timed, by hook
+
+
+def ranks_of(strategy: str) -> int:
+    """With which it is tried on all links."""
+    return RANKS.get(strategy, 2)
+
+
+class Case(NamedTuple):
+    """A strategy on links of a rate."""
+
+    network: str
+    strategy: str
+    rate: str
+    ranks: int
+
+    def __str__(self) -> str:
+        """As figures are named."""
+        network = "" if self.network == WORKLOADS[0].name else f"{self.network}."
+        return f"{network}{self.strategy}.{self.rate}" + (
+            "" if self.ranks == ranks_of(self.strategy) else f".{self.ranks}_ranks"
+        )
+
+
+class Timed(NamedTuple):
+    """What was seen of a case.
+
+    Attributes:
+        run: For the cost model.
+        rows_per_s: Over all ranks.
+        sent_bytes: By a rank at a step, the mean over ranks.
+        losses: Of each rank, behind each step.
+        spread: Of a rank's steps, as the cost model has it.
+    """
+
+    run: Run
+    rows_per_s: float
+    sent_bytes: float
+    losses: list[list[float]]
+    spread: float
+
+
+class Learned(NamedTuple):
+    """What a whole run came to, and what a rank sent in it, the mean over ranks."""
+
+    value: float
+    sent_bytes: float
+
+
+def cases(networks: list[str]) -> Iterator[Case]:
+    """All that are timed."""
+    for network in networks:
+        for rate in RATES:
+            yield from (Case(network, strategy, rate, ranks_of(strategy)) for strategy in STRATEGIES)
+        yield from (Case(network, strategy, "100mbit", 4) for strategy in ON_FOUR)
+
+
+def time_steps(links: Links, job: TrainJob, case: Case) -> Timed:
+    """Steps of an epoch's beginning; of local methods those from one exchange to the next."""
+    options = dict(STRATEGIES[case.strategy])
+    if "hook" in options:
+        options["hook"] = options["hook"] | _WARM.get(options["hook"]["name"], {})
+    local = case.strategy in LOCAL
+    steps = range(EVERY, 2 * EVERY) if local else range(FIRST, FIRST + STEPS[case.rate])
+    links.set_rate(RATES[case.rate])
+    told = with_settings(job, ranks=case.ranks, strategy=options)
+    seen: list[Watched] = run_ranks(links, case.ranks, train_steps, told, steps, answers=told.train.is_elastic)
+    step_s = max(rank.seconds for rank in seen) / len(steps)
+    run = Run(
+        name=str(case),
+        network=case.network,
+        strategy=told.train.strategy,
+        ranks=case.ranks,
+        rows=told.train.batch_size,
+        bytes_per_s=RATES[case.rate] * 1e6 / 8,
+        ranks_per_core=case.ranks / (os.cpu_count() or 1),
+        step_s=step_s,
+    )
+    return Timed(
+        run,
+        told.train.batch_size / step_s,
+        _sent(seen, case.ranks) / len(steps),
+        [rank.losses for rank in seen],
+        _spread(seen[0]) if local else 0.0,
+    )
+
+
+def time_alone(links: Links, job: TrainJob, network: str, rows: int) -> Run:
+    """Steps of one rank, which tell the cost model what a row costs and what a step beside its rows."""
+    told = with_settings(job, ranks=1, batch_size=rows)
+    (seen,) = run_ranks(links, 1, train_steps, told, range(FIRST, FIRST + STEPS["1gbit"]))
+    return Run(
+        name=f"{network}.alone.{rows}_rows",
+        network=network,
+        strategy=told.train.strategy,
+        ranks=1,
+        rows=rows,
+        bytes_per_s=RATES["1gbit"] * 1e6 / 8,
+        step_s=seen.seconds / STEPS["1gbit"],
+    )
+
+
+def _sent(seen: list[Watched], ranks: int) -> float:
+    """The mean over ranks; where one alone tells of it, the others speak with none but this one."""
+    return sum(rank.sent + (rank.received if len(seen) == 1 else 0) for rank in seen) / ranks
+
+
+def _spread(seen: Watched) -> float:
+    """Standard deviation of the logarithm of a step's seconds, by quartiles: what other processes do is left out."""
+    marks = [mark.seconds for mark in seen.marks]
+    low, _, high = statistics.quantiles([math.log(b - a) for a, b in itertools.pairwise(marks)], n=4)
+    return (high - low) / 1.349
+
+
+def learn(links: Links, job: TrainJob, strategy: str, judged_by: str) -> Learned:
+    """Train all epochs."""
+    links.set_rate(None)
+    told = with_settings(job, ranks=ranks_of(strategy), strategy=STRATEGIES[strategy])
+    seen: list[Watched] = run_ranks(links, told.train.ranks, train_whole, told, answers=told.train.is_elastic)
+    value = seen[0].epochs[-1].metrics[f"validation_{judged_by}"]
+    return Learned(value, _sent(seen, told.train.ranks))
+
+
+def differing(timed: dict[Case, Timed]) -> list[str]:
+    """Cases whose ranks learned something else than on the fastest link, in steps that both did."""
+    return [
+        str(case)
+        for case, seen in timed.items()
+        if (fastest := timed.get(case._replace(rate=next(iter(RATES)))))
+        for ours, theirs in zip(seen.losses, fastest.losses, strict=True)
+        if ours != theirs[: len(ours)]
+    ]
+
+
+def hidden_share(links: Links, job: TrainJob, rate: str) -> float:
+    """Share of the exchange that is hidden behind backward: (steps without it + it alone - steps with it) / it alone."""
+    links.set_rate(RATES[rate])
+    steps = range(FIRST, FIRST + STEPS[rate])
+    never = {"name": "local_sgd", "every_steps": 10**9}
+    shares = []
+    for _ in range(TURNS):
+        whole: list[Watched] = run_ranks(links, 2, train_steps, with_settings(job, ranks=2), steps)
+        without = run_ranks(links, 2, train_steps, with_settings(job, ranks=2, strategy=never), steps)
+        alone = run_ranks(links, 2, sum_buckets, whole[0].buckets, len(steps))
+        takes = max(rank.seconds for rank in alone)
+        shares.append((max(rank.seconds for rank in without) + takes - max(rank.seconds for rank in whole)) / takes)
+    return statistics.median(shares)
+
+
+def weak_scaling(links: Links, job: TrainJob) -> float:
+    """Rows/s of two ranks on loopback over those of one, 256 rows a rank and a thread each; the median of some turns."""
+    ratios = []
+    for _ in range(TURNS):
+        seconds = []
+        for ranks in (1, 2):
+            told = with_settings(job, ranks=ranks, batch_size=ranks * ROWS)
+            seen: list[Watched] = run_ranks(links, ranks, train_steps, told, WEAK_STEPS, on_loopback=True)
+            seconds.append(max(rank.seconds for rank in seen))
+        ratios.append(2 * seconds[0] / seconds[1])
+    return statistics.median(ratios)

@@ -1,0 +1,122 @@
+"""Links of a chosen rate on one machine: network namespaces, a switch between them, and tc's token bucket.
+
+Each namespace has one interface, `eth0`, a veth pair to a bridge that stands in a namespace of its own. What leaves a
+namespace passes a token bucket, and what the switch sends to it another one: so a link has its rate in both directions, as
+on a switch of full duplex. All names carry this process's id; what a killed run left is removed by the next one.
+"""
+
+import ctypes
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from types import TracebackType
+
+INTERFACE = "eth0"
+_CLONE_NEWNET = 0x40000000  # setns(2)
+_PREFIX = "headrace"
+_QUEUE_MS = 100  # what a queue holds; behind it packets are dropped, and TCP slows down
+_BURST_MS, _LEAST_BURST = 1.0, 8_000  # bytes that pass at once, so that a message cannot slip through unshaped
+
+
+class NotPermitted(Exception):
+    """Network namespaces cannot be made here."""
+
+
+class Links:
+    """`num` namespaces that reach each other through one switch. A context manager; all is removed when it ends.
+
+    Raises:
+        NotPermitted: On entry, with the reason.
+    """
+
+    def __init__(self, num: int) -> None:
+        self._names = [f"{_PREFIX}-{os.getpid()}-{place}" for place in range(num)]
+        self._switch = f"{_PREFIX}-{os.getpid()}-switch"
+
+    def __enter__(self) -> "Links":
+        if missing := [tool for tool in ("ip", "tc") if not shutil.which(tool)]:
+            raise NotPermitted(f"{' and '.join(missing)} not found; install iproute2")
+        _remove_leftovers()
+        try:
+            self._make()
+        except subprocess.CalledProcessError as error:
+            self._remove()
+            raise NotPermitted(f"{' '.join(error.cmd)}: {error.stderr.strip()}") from None
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._remove()
+
+    def _make(self) -> None:
+        _run("ip", "netns", "add", self._switch)
+        _run("ip", "-n", self._switch, "link", "add", "switch", "type", "bridge")
+        _run("ip", "-n", self._switch, "link", "set", "switch", "up")
+        for place, name in enumerate(self._names):
+            port = f"port{place}"
+            _run("ip", "netns", "add", name)
+            _run(
+                *("ip", "link", "add", INTERFACE, "netns", name),
+                *("type", "veth", "peer", "name", port, "netns", self._switch),
+            )
+            _run("ip", "-n", self._switch, "link", "set", port, "master", "switch", "up")
+            _run("ip", "-n", name, "addr", "add", f"{self.address(place)}/24", "dev", INTERFACE)
+            for device in ("lo", INTERFACE):
+                _run("ip", "-n", name, "link", "set", device, "up")
+
+    def _remove(self) -> None:
+        for name in (*self._names, self._switch):
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+    def address(self, place: int) -> str:
+        """Of a namespace, as the others reach it."""
+        return f"10.77.0.{place + 1}"
+
+    def set_rate(self, mbit_per_s: float | None) -> None:
+        """Of all links, in both directions; None for no limit."""
+        ends = [(name, INTERFACE) for name in self._names]
+        ends += [(self._switch, f"port{place}") for place in range(len(self._names))]
+        for name, device in ends:
+            subprocess.run(["tc", "-n", name, "qdisc", "del", "dev", device, "root"], capture_output=True, check=False)
+            if mbit_per_s is not None:
+                burst = max(_LEAST_BURST, round(mbit_per_s * 1e6 / 8 * _BURST_MS / 1e3))
+                _run(
+                    *("tc", "-n", name, "qdisc", "add", "dev", device, "root", "tbf"),
+                    *("rate", f"{mbit_per_s:g}mbit", "burst", f"{burst}b", "latency", f"{_QUEUE_MS}ms"),
+                )
+
+    def enter(self, place: int) -> None:
+        """Move this thread, and those that it starts, into a namespace."""
+        handle = os.open(f"/run/netns/{self._names[place]}", os.O_RDONLY)
+        try:
+            if ctypes.CDLL(None, use_errno=True).setns(handle, _CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        finally:
+            os.close(handle)
+
+
+def wire_bytes() -> tuple[int, int]:
+    """Bytes that the namespace of this thread received and sent through its interface, headers included."""
+    for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
+        name, _, counters = line.partition(":")
+        if name.strip() == INTERFACE:
+            numbers = counters.split()
+            return int(numbers[0]), int(numbers[8])
+    raise RuntimeError(f"no interface {INTERFACE}; this thread is in no namespace of Links")
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, capture_output=True, text=True, check=True)
+
+
+def _remove_leftovers() -> None:
+    """Namespaces of runs whose process is gone."""
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False).stdout
+    for line in listed.splitlines():
+        name = line.split()[0]
+        prefix, _, rest = name.partition("-")
+        if prefix == _PREFIX and not Path("/proc", rest.partition("-")[0]).exists():
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
