@@ -138,10 +138,10 @@ class Peer:
                 return Message.of(answer)
             except (grpc.RpcError, FileNotFoundError) as error:
                 code = error.code() if isinstance(error, grpc.RpcError) else grpc.StatusCode.UNAVAILABLE
+                self.close()
                 is_gone = code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-                if not is_gone or time.monotonic() > until:
+                if not is_gone or time.monotonic() >= until:
                     raise TrainingError(f"rank {self._rank}: {method}: {_why(error, code)}") from None
-            self.close()
             time.sleep(0.1)
 
     def _connected(self) -> grpc.Channel:
