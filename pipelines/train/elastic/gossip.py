@@ -1,8 +1,8 @@
 """Peers that train a network each and average them by push-sum (`pushsum.py`), while the chief only keeps the book.
 
-Stochastic gradient push: M. Assran et al., Stochastic gradient push for distributed deep learning, ICML 2019. There a
-step is taken from w z; here the optimizer moves z, so that a peer's step counts by its weight, and one that has given
-most of its weight away does not run off.
+Stochastic gradient push: M. Assran et al., Stochastic gradient push for distributed deep learning, ICML 2019. Gradients
+are taken at z, and what the optimizer moves is added to w z, so that each step moves the average alike, whatever weight
+its peer has at that time.
 """
 
 import threading
@@ -21,7 +21,7 @@ from pipelines.train import checkpoint
 from pipelines.train.diagnosis import RankTimes
 from pipelines.train.elastic.chief import LOOK_EVERY_S, Chief, LostWeights
 from pipelines.train.elastic.ledger import Lease
-from pipelines.train.elastic.pushsum import Parcel, PushSum
+from pipelines.train.elastic.pushsum import Parcel, PushSum, copied
 from pipelines.train.elastic.wire import Message, Peer, Server
 from pipelines.train.elastic.worker import Worker
 from pipelines.train.job import TrainJob
@@ -51,7 +51,7 @@ class GossipChief(Chief):
         """The network is the average by weights, with the optimizer's state of one of the peers."""
         parcels = self._parcels()
         self._weight = sum(parcel.weight for parcel in parcels)
-        held = self.strategy.held()
+        held = _held_once(self)
         for name, tensor in held.items():
             values = [parcel.tensors[f"model.{name}"] for parcel in parcels]
             shares = [parcel.weight / self._weight for parcel in parcels]
@@ -133,7 +133,7 @@ class GossipWorker(Worker):
         self._every_steps, self._steps = job.train.strategy.every_steps, 0
         peers = range(1, job.train.ranks)
         self._others = {other: Peer(job.folder, rank, other) for other in peers if other != rank}
-        averaged = {name: tensor for name, tensor in self.strategy.held().items() if tensor.is_floating_point()}
+        averaged = {name: tensor for name, tensor in _held_once(self).items() if tensor.is_floating_point()}
         self._average = PushSum(rank, peers, averaged, self._deliver)
         self._lock = threading.Lock()  # around what changes the network
         self._is_new = True  # until the chief knows that this network is one of the run's
@@ -155,7 +155,7 @@ class GossipWorker(Worker):
             answer = _ask_if_there(peer, "state", {"whole": True}, self.train.timeout_s)
             if answer is not None:
                 with torch.no_grad():
-                    for name, tensor in self.strategy.held().items():
+                    for name, tensor in _held_once(self).items():
                         tensor.copy_(answer.tensors[f"model.{name}"])
                 _take_over_optimizer(self, answer)
                 self._is_new = answer.header["is_new"]
@@ -182,12 +182,21 @@ class GossipWorker(Worker):
     def _move(self) -> None:
         self._steps += 1
         with self._lock:
-            self.clock.enter("optimizer")
-            self.strategy.optimize(self.optimizer)
             self.clock.enter("communication")
             self._average.take()
+            self.clock.enter("optimizer")
+            self._optimize()
+            self.clock.enter("communication")
             if self._steps % self._every_steps == 0:
                 self._average.send()
+
+    @torch.no_grad()
+    def _optimize(self) -> None:
+        """Move w z by the optimizer's step, and so z by a w-th of it."""
+        before = [parameter.detach().clone() for parameter in self.strategy.parameters]
+        self.strategy.optimize(self.optimizer)
+        for parameter, was in zip(self.strategy.parameters, before, strict=True):
+            parameter.copy_(was.lerp_(parameter, 1 / self._average.weight))
 
     def _deliver(self, rank: int, parcel: Parcel) -> bool:
         message = Message({"weight": parcel.weight}, parcel.tensors)
@@ -207,7 +216,7 @@ class GossipWorker(Worker):
     def _state(self, _: int, message: Message) -> Message:
         """What this peer holds by now; with the optimizer's state where the `whole` is wanted."""
         with self._lock:
-            held = self.strategy.held()
+            held = _held_once(self)
             mixed, weight = self._average.snapshot()
             tensors = checkpoint.model_tensors({**held, **mixed})
             header: dict[str, Any] = {"weight": weight, "is_new": self._is_new}
@@ -215,7 +224,7 @@ class GossipWorker(Worker):
                 tensors |= checkpoint.optimizer_tensors(held, self.optimizer)
                 header["groups"] = checkpoint.param_groups(self.optimizer)
                 header["schedule"] = checkpoint.schedule_state(self.schedule)
-            return Message(header, {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()})
+            return Message(header, {name: copied(tensor) for name, tensor in tensors.items()})
 
 
 def _ask_if_there(peer: Peer, method: str, header: dict[str, Any], timeout_s: float) -> Message | None:
@@ -231,6 +240,13 @@ def _take_over_optimizer(trainer: Trainer, answer: Message) -> None:
     checkpoint.put_back_optimizer(values, answer.header["groups"], trainer.strategy.held(), trainer.optimizer)
     if trainer.schedule is not None:
         trainer.schedule.load_state_dict(answer.header["schedule"])
+
+
+def _held_once(trainer: Trainer) -> dict[str, Tensor]:
+    """Parameters and buffers, those with several names by the first."""
+    first: dict[int, str] = {}
+    held = trainer.strategy.held()
+    return {name: tensor for name, tensor in held.items() if first.setdefault(id(tensor), name) == name}
 
 
 def _norm(tensors: Mapping[str, Tensor]) -> float:

@@ -21,6 +21,7 @@ from pipelines.errors import TrainingError
 
 SHUN_FACTOR = 10  # a peer that is not there is left out for so many times as long as it took to see that
 SHUN_LEAST_S = 1.0
+LEAST_TO_SEND = 0.5
 
 
 class Parcel(NamedTuple):
@@ -88,21 +89,24 @@ class PushSum:
         self.weight = _mixed(self._tensors, self.weight, mail)
 
     def send(self) -> None:
-        """Keep half, and send half to the round's neighbour, if there is one and the last send is done."""
+        """Keep half, and send half to the round's neighbour, if there is one and the last send is done.
+
+        Not of less than half a peer's weight, so that none has less than a quarter.
+        """
         now = time.monotonic()
         members = [rank for rank, until in self._shunned_until.items() if until <= now]
         if self._sending is not None and self._sending.done():
             self._sending = self._sending.result()
-        if self._sending is not None:
+        if self._sending is not None or self.weight < LEAST_TO_SEND:
             return self._count("skipped")
         if len(members) > 1 and not self.is_paused:
             to = neighbour(members, self._own, self._round)
             self._round, self.weight = self._round + 1, self.weight / 2
-            parcel = Parcel({name: _copy(tensor) for name, tensor in self._tensors.items()}, self.weight)
+            parcel = Parcel({name: copied(tensor) for name, tensor in self._tensors.items()}, self.weight)
             self._sending = self._thread.submit(self._hand_over, to, parcel)
 
     def counted(self) -> dict[str, int]:
-        """Sends since this was last called: `sent`, `refused`, `failed`, and `skipped` as one was still under way."""
+        """Sends since this was last called: `sent`, `refused`, `failed`, and `skipped` as one was under way or the weight low."""
         with self._lock:
             counts, self._counts = self._counts, Counter()
         return dict(counts)
@@ -116,7 +120,7 @@ class PushSum:
     def snapshot(self) -> Parcel:
         """A copy of all that this peer has, with what arrived. Not while `take` is under way."""
         with self._lock:
-            tensors = {name: _copy(tensor) for name, tensor in self._tensors.items()}
+            tensors = {name: copied(tensor) for name, tensor in self._tensors.items()}
             return Parcel(tensors, _mixed(tensors, self.weight, self._mail))
 
     def _hand_over(self, to: int, parcel: Parcel) -> None:
@@ -145,5 +149,6 @@ def _mixed(tensors: Mapping[str, Tensor], weight: float, mail: Sequence[tuple[in
     return weight
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().clone()
+def copied(tensor: Tensor) -> Tensor:
+    """As it can be sent: contiguous, in the CPU's memory, and its own."""
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)

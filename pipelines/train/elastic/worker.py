@@ -145,9 +145,10 @@ class Worker(Trainer):
         self, server: Peer, method: str, header: dict[str, Any], tensors: Mapping[str, Tensor] | None = None
     ) -> Message | None:
         """The answer; None where the run is over."""
+        is_over, message = self.job.result_path.is_file, Message(header, tensors or {})
         try:
-            return server.call(method, Message(header, tensors or {}), patience_s=self.train.timeout_s)
+            return server.call(method, message, patience_s=self.train.timeout_s, is_over=is_over)
         except TrainingError:
-            if self.job.result_path.is_file():
+            if is_over():
                 return None
             raise
