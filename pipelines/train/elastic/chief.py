@@ -114,7 +114,8 @@ class Chief(Trainer):
         return self._sums
 
     def _save(self, sums: Sums, seconds: float) -> None:
-        self._gather()
+        if self.loader.step:  # behind an epoch it is gathered, and validated
+            self._gather()
         super()._save(sums, seconds)
 
     def _ledger_state(self) -> dict[str, Any] | None:

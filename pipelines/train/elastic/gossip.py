@@ -27,6 +27,7 @@ from pipelines.train.elastic.worker import Worker
 from pipelines.train.job import TrainJob
 from pipelines.train.loop import Trainer
 
+ANSWER_SHARE = 0.1  # of train.timeout_s, in which a peer pauses its sends, or passes for lost
 FATES = ("sent", "refused", "failed", "skipped")  # of a peer's sends
 
 
@@ -66,10 +67,9 @@ class GossipChief(Chief):
         """What the peers hold that are there, once there is one."""
         until = time.monotonic() + self.train.timeout_s
         while True:
-            for peer in self._peers.values():
-                _ask_if_there(peer, "settle", {}, self.train.timeout_s)
+            there = [peer for peer in self._peers.values() if self._settled(peer) is not None]
             parcels: list[Parcel] = []
-            for peer in self._peers.values():
+            for peer in there:
                 answer = _ask_if_there(peer, "state", {"whole": not parcels}, self.train.timeout_s)
                 if answer is not None and not (answer.header["is_new"] and self._has_noted):
                     if not parcels:
@@ -87,13 +87,17 @@ class GossipChief(Chief):
         is_late = self._has_noted and not self._is_over
         if is_late and message.header["is_new"] and not self._is_held_but_by(rank):
             self._is_lost = True
-            return Message({"state": "wait", "is_new": True})
+            return Message({"state": "wait"})
         return super()._lease(rank, message)
 
     def _is_held_but_by(self, rank: int) -> bool:
         others = [Peer(self.job.folder, 0, other) for other in self._peers if other != rank]
-        answers = [_ask_if_there(peer, "settle", {}, self.train.timeout_s) for peer in others]
+        answers = [self._settled(peer) for peer in others]
         return any(answer is not None and not answer.header["is_new"] for answer in answers)
+
+    def _settled(self, peer: Peer) -> Message | None:
+        """Have a peer pause its sends, unless it is not there, or stopped."""
+        return _ask_if_there(peer, "settle", {}, ANSWER_SHARE * self.train.timeout_s)
 
     def _note(self, rank: int, message: Message) -> Message:
         """What comes late is learned all the same, so that its rows count as repeated."""
@@ -143,7 +147,7 @@ class GossipWorker(Worker):
         self._join()
         answers = {
             "give": ({"worker"}, self._given),
-            "settle": ({"server"}, self._settled),
+            "settle": ({"server"}, self._settle),
             "state": ({"server", "worker"}, self._state),
         }
         server = Server(self.job.folder, self.rank, answers)
@@ -192,7 +196,7 @@ class GossipWorker(Worker):
 
     @torch.no_grad()
     def _optimize(self) -> None:
-        """Move w z by the optimizer's step, and so z by a w-th of it."""
+        """Move w z by the optimizer's step: z by the step over w."""
         before = [parameter.detach().clone() for parameter in self.strategy.parameters]
         self.strategy.optimize(self.optimizer)
         for parameter, was in zip(self.strategy.parameters, before, strict=True):
@@ -206,11 +210,11 @@ class GossipWorker(Worker):
     def _given(self, sender: int, message: Message) -> Message:
         return Message({"is_taken": self._average.put(sender, Parcel(message.tensors, message.header["weight"]))})
 
-    def _settled(self, _: int, message: Message) -> Message:
+    def _settle(self, _: int, message: Message) -> Message:
         """Send nothing until the chief gives out work again, so that what all hold can be added up."""
         with self._lock:
             self._average.is_paused = True
-        self._average.settle(self.train.timeout_s)
+        self._average.settle(ANSWER_SHARE / 2 * self.train.timeout_s)
         return Message({"is_new": self._is_new})
 
     def _state(self, _: int, message: Message) -> Message:

@@ -113,8 +113,8 @@ class PushSum:
 
     def settle(self, timeout_s: float) -> None:
         """Wait until no parcel of this peer's is on its way."""
-        if self._sending is not None:
-            wait([self._sending], timeout_s)
+        if (sending := self._sending) is not None:
+            wait([sending], timeout_s)
 
     @torch.no_grad()
     def snapshot(self) -> Parcel:
