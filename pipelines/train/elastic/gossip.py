@@ -27,7 +27,8 @@ from pipelines.train.elastic.worker import Worker
 from pipelines.train.job import TrainJob
 from pipelines.train.loop import Trainer
 
-ANSWER_SHARE = 0.1  # of train.timeout_s, in which a peer pauses its sends, or passes for lost
+ANSWER_S = 10.0  # in which a peer pauses its sends, or is silent
+SEND_S, SEND_BYTES_PER_S = 5.0, 1e6  # what takes longer than that much and its size at that rate has failed
 FATES = ("sent", "refused", "failed", "skipped")  # of a peer's sends
 
 
@@ -38,6 +39,7 @@ class GossipChief(Chief):
         super().__init__(job, device)
         self._peers = {rank: Peer(job.folder, 0, rank) for rank in range(1, job.train.ranks)}
         self._sends, self._error, self._weight = Counter[str](), 0.0, 0.0
+        self._silent: set[int] = set()  # peers that did not answer, until they call again
         self._has_noted = self._is_lost = False
 
     def _begin(self) -> None:
@@ -67,11 +69,13 @@ class GossipChief(Chief):
         """What the peers hold that are there, once there is one."""
         until = time.monotonic() + self.train.timeout_s
         while True:
-            there = [peer for peer in self._peers.values() if self._settled(peer) is not None]
+            there = {rank: peer for rank, peer in self._peers.items() if self._paused(rank, peer) is not None}
             parcels: list[Parcel] = []
-            for peer in there:
-                answer = _ask_if_there(peer, "state", {"whole": not parcels}, self.train.timeout_s)
-                if answer is not None and not (answer.header["is_new"] and self._has_noted):
+            for rank, peer in there.items():
+                answer = _state_of(peer, self, is_whole=not parcels)
+                if answer is None:
+                    self._silent.add(rank)
+                elif not (answer.header["is_new"] and self._has_noted):
                     if not parcels:
                         _take_over_optimizer(self, answer)
                     parcels.append(Parcel(answer.tensors, answer.header["weight"]))
@@ -82,8 +86,16 @@ class GossipChief(Chief):
                 raise TrainingError(f"wanted a peer that holds the network, seen none for {self.train.timeout_s} s")
             time.sleep(LOOK_EVERY_S)
 
+    def _paused(self, rank: int, peer: Peer) -> Message | None:
+        """Have a peer pause its sends, if it is there and not stopped."""
+        answer = None if rank in self._silent else _ask_if_there(peer, "pause", {}, ANSWER_S)
+        if answer is None:
+            self._silent.add(rank)
+        return answer
+
     def _lease(self, rank: int, message: Message) -> Message:
         """A new peer that found no other, while parts are done: what was learned from them may be lost."""
+        self._silent.discard(rank)
         is_late = self._has_noted and not self._is_over
         if is_late and message.header["is_new"] and not self._is_held_but_by(rank):
             self._is_lost = True
@@ -91,16 +103,12 @@ class GossipChief(Chief):
         return super()._lease(rank, message)
 
     def _is_held_but_by(self, rank: int) -> bool:
-        others = [Peer(self.job.folder, 0, other) for other in self._peers if other != rank]
-        answers = [self._settled(peer) for peer in others]
+        answers = [self._paused(other, Peer(self.job.folder, 0, other)) for other in self._peers if other != rank]
         return any(answer is not None and not answer.header["is_new"] for answer in answers)
-
-    def _settled(self, peer: Peer) -> Message | None:
-        """Have a peer pause its sends, unless it is not there, or stopped."""
-        return _ask_if_there(peer, "settle", {}, ANSWER_SHARE * self.train.timeout_s)
 
     def _note(self, rank: int, message: Message) -> Message:
         """What comes late is learned all the same, so that its rows count as repeated."""
+        self._silent.discard(rank)
         answer, asked = super()._note(rank, message), message.header
         with self._lock:
             self._has_noted |= answer.header["state"] == "taken"
@@ -147,7 +155,7 @@ class GossipWorker(Worker):
         self._join()
         answers = {
             "give": ({"worker"}, self._given),
-            "settle": ({"server"}, self._settle),
+            "pause": ({"server"}, self._pause),
             "state": ({"server", "worker"}, self._state),
         }
         server = Server(self.job.folder, self.rank, answers)
@@ -156,7 +164,7 @@ class GossipWorker(Worker):
 
     def _join(self) -> None:
         for peer in self._others.values():
-            answer = _ask_if_there(peer, "state", {"whole": True}, self.train.timeout_s)
+            answer = _state_of(peer, self, is_whole=True)
             if answer is not None:
                 with torch.no_grad():
                     for name, tensor in _held_once(self).items():
@@ -204,17 +212,17 @@ class GossipWorker(Worker):
 
     def _deliver(self, rank: int, parcel: Parcel) -> bool:
         message = Message({"weight": parcel.weight}, parcel.tensors)
-        answer = self._others[rank].call("give", message, patience_s=0, timeout_s=self.train.timeout_s)
+        answer = self._others[rank].call("give", message, patience_s=0, timeout_s=_limit_s(parcel.tensors))
         return bool(answer.header["is_taken"])
 
     def _given(self, sender: int, message: Message) -> Message:
         return Message({"is_taken": self._average.put(sender, Parcel(message.tensors, message.header["weight"]))})
 
-    def _settle(self, _: int, message: Message) -> Message:
+    def _pause(self, _: int, message: Message) -> Message:
         """Send nothing until the chief gives out work again, so that what all hold can be added up."""
         with self._lock:
             self._average.is_paused = True
-        self._average.settle(ANSWER_SHARE / 2 * self.train.timeout_s)
+        self._average.settle(ANSWER_S / 2)
         return Message({"is_new": self._is_new})
 
     def _state(self, _: int, message: Message) -> Message:
@@ -237,6 +245,15 @@ def _ask_if_there(peer: Peer, method: str, header: dict[str, Any], timeout_s: fl
         return peer.call(method, Message(header), patience_s=0, timeout_s=timeout_s)
     except TrainingError:
         return None
+
+
+def _state_of(peer: Peer, trainer: Trainer, *, is_whole: bool) -> Message | None:
+    limit_s = _limit_s(trainer.strategy.held()) * (3 if is_whole else 1)  # Adam has two numbers more for each
+    return _ask_if_there(peer, "state", {"whole": is_whole}, limit_s)
+
+
+def _limit_s(tensors: Mapping[str, Tensor]) -> float:
+    return SEND_S + sum(tensor.nbytes for tensor in tensors.values()) / SEND_BYTES_PER_S
 
 
 def _take_over_optimizer(trainer: Trainer, answer: Message) -> None:
