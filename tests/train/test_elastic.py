@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.errors import TrainingError
-from pipelines.lake import CONTRACT_KEY, Snapshot
+from pipelines.lake import CONTRACT_KEY, Snapshot, runs_path
 from pipelines.stage import Made
 from pipelines.train.elastic.certificates import Identity, issue
 from pipelines.train.elastic.ledger import Lease, Ledger
