@@ -128,7 +128,14 @@ class BackupWorkers(Section):
     backups: Positive = Field(default=1, description="Workers beyond those whose gradients make a step.")
 
 
-Elastic = ParameterServer | BackupWorkers  # ranks that no collective joins, so that one can be lost
+class Gossip(Section):
+    """Peers have a network each and average it with one other at a time; rank 0 only keeps the book of rows."""
+
+    name: Literal["gossip"] = "gossip"
+    every_steps: Positive = Field(default=1, description="A peer's steps between two sends of half its weight.")
+
+
+Elastic = ParameterServer | BackupWorkers | Gossip  # ranks that no collective joins, so that one can be lost
 
 Strategy = Annotated[
     Annotated[
@@ -139,7 +146,8 @@ Strategy = Annotated[
         | LocalSGD
         | DiLoCo
         | ParameterServer
-        | BackupWorkers,
+        | BackupWorkers
+        | Gossip,
         Field(discriminator="name"),
     ],
     BeforeValidator(_named),

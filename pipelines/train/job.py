@@ -28,8 +28,8 @@ class EpochResult(BaseModel):
         data_wait_share: Share of the epoch that the slowest rank waited for data.
         ranks: Where each rank's time went.
         verdict: What the epoch's time was spent on, in one line.
-        exchange: Of ranks that are joined by no collective: updates, those that were refused as too old, how old the
-            others were, and rows that were trained on more than once.
+        exchange: Of ranks that are joined by no collective: what was sent and what became of it, how old it was or how far
+            peers are apart, and rows that were trained on more than once.
     """
 
     model_config = ConfigDict(frozen=True)

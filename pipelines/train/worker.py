@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from pipelines import tracking
-from pipelines.config.strategies import num_servers
+from pipelines.config.strategies import Gossip, num_servers
 from pipelines.errors import HeadraceError, one_line
 from pipelines.features.fitted import Bundle, FittedList
 from pipelines.lake import Column, Contract
@@ -29,10 +29,12 @@ from pipelines.models.build import Served
 from pipelines.models.sample import sample
 from pipelines.receipt import write_json
 from pipelines.stream.memory import keep_freed_memory
-from pipelines.train.elastic.chief import Chief, ServerGone
+from pipelines.train.elastic.chief import LostWeights
+from pipelines.train.elastic.client import Client
+from pipelines.train.elastic.gossip import GossipChief, GossipWorker
+from pipelines.train.elastic.lead import LeadServer
 from pipelines.train.elastic.server import PartServer
 from pipelines.train.elastic.supervisor import AGAIN, supervise
-from pipelines.train.elastic.worker import Worker
 from pipelines.train.heartbeat import LOGGING, Heartbeat
 from pipelines.train.job import EpochResult, RankError, TrainJob, TrainResult
 from pipelines.train.loop import Trainer
@@ -68,7 +70,7 @@ def _rank(job: TrainJob, rank: int) -> int:
     try:
         _work(job, rank, heartbeat)
         heartbeat.end()
-    except ServerGone:
+    except LostWeights:
         return AGAIN
     except HeadraceError as error:
         tell("known", str(error), exit_code=error.exit_code)
@@ -96,7 +98,7 @@ def _work(job: TrainJob, rank: int, heartbeat: Heartbeat) -> None:
         dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
         if rank:
             return _serve_or_work(job, rank, device, heartbeat)
-        trainer: Trainer = Chief(job, device)
+        trainer: Trainer = (GossipChief if isinstance(job.train.strategy, Gossip) else LeadServer)(job, device)
     else:
         timeout = timedelta(seconds=2 * job.train.timeout_s)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
@@ -138,7 +140,7 @@ def _work(job: TrainJob, rank: int, heartbeat: Heartbeat) -> None:
 
 def _serve_or_work(job: TrainJob, rank: int, device: torch.device, heartbeat: Heartbeat) -> None:
     """What another rank than the chief does where no collective joins them."""
-    worker = Worker(job, device, rank)
+    worker = (GossipWorker if isinstance(job.train.strategy, Gossip) else Client)(job, device, rank)
     if rank >= num_servers(job.train.strategy):
         heartbeat.follow(worker.place, lambda: worker.clock.seconds)
         return worker.work()

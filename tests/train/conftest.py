@@ -4,8 +4,9 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import pytest
 from pipelines import tracking
 from pipelines.config import Config, load_config
 from pipelines.features.fitted import FittedFeatures, FittedInput, FittedLabel, FittedVector
-from pipelines.lake import Snapshot
+from pipelines.lake import Snapshot, runs_path
 from pipelines.receipt import Receipt
 from pipelines.stage import Given, Made
+from pipelines.train.heartbeat import Beat
 from pipelines.train.launch import build
 from tests.cluster import free_port
 from tests.conftest import ROOT
@@ -87,6 +89,35 @@ def _forked(main: Callable[[str], int], rank: int, ranks: int, port: int, job_pa
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def beat_of(rank: int) -> Beat | None:
+    paths = list(runs_path("tiny").glob(f"train/*/beat-rank-{rank}.json"))
+    try:
+        return Beat.model_validate_json(paths[0].read_bytes()) if paths else None
+    except (OSError, ValueError):
+        return None
+
+
+@pytest.fixture
+def signalled() -> Iterator[Callable[..., None]]:
+    """Send a rank's process a signal at an epoch and a step, or behind them."""
+    threads, done = [], threading.Event()
+
+    def send(rank: int, sign: int, *, epoch: int = 0, step: int = 0, watch: int | None = None) -> None:
+        def wait_and_send() -> None:
+            while not done.wait(0.005):
+                seen, target = beat_of(rank if watch is None else watch), beat_of(rank)
+                if seen and target and (seen.place.epoch, seen.place.step) >= (epoch, step) and seen.place.ticks > 0:
+                    return os.kill(target.pid, sign)
+
+        threads.append(threading.Thread(target=wait_and_send))
+        threads[-1].start()
+
+    yield send
+    done.set()
+    for thread in threads:
+        thread.join()
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> None:

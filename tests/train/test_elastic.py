@@ -1,11 +1,9 @@
 """Ranks that no collective joins: every row is accounted for, and one that is lost costs only itself."""
 
 import json
-import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,6 @@ from pipelines.stage import Made
 from pipelines.train.elastic.certificates import Identity, issue
 from pipelines.train.elastic.ledger import Lease, Ledger
 from pipelines.train.elastic.wire import Address, Message, Peer, Server, address_path
-from pipelines.train.heartbeat import Beat
 from tests.ranks import run_ranks
 from tests.tables import DENSE, contract_of
 
@@ -148,35 +145,6 @@ def test_every_row_is_accounted_for(forked_ranks: None, train: Callable[..., Mad
     assert last["exchange"]["staleness_max"] <= (0 if isinstance(strategy, str) and "backup" in strategy else 12)
     if isinstance(strategy, dict) and strategy.get("max_staleness") == 0:
         assert last["exchange"]["staleness_max"] == 0
-
-
-def beat_of(rank: int) -> Beat | None:
-    paths = list(runs_path("tiny").glob(f"train/*/beat-rank-{rank}.json"))
-    try:
-        return Beat.model_validate_json(paths[0].read_bytes()) if paths else None
-    except (OSError, ValueError):
-        return None
-
-
-@pytest.fixture
-def signalled() -> Iterator[Callable[..., None]]:
-    """Send a rank's process a signal at an epoch and a step, or behind them."""
-    threads, done = [], threading.Event()
-
-    def send(rank: int, sign: int, *, epoch: int = 0, step: int = 0, watch: int | None = None) -> None:
-        def wait_and_send() -> None:
-            while not done.wait(0.005):
-                seen, target = beat_of(rank if watch is None else watch), beat_of(rank)
-                if seen and target and (seen.place.epoch, seen.place.step) >= (epoch, step) and seen.place.ticks > 0:
-                    return os.kill(target.pid, sign)
-
-        threads.append(threading.Thread(target=wait_and_send))
-        threads[-1].start()
-
-    yield send
-    done.set()
-    for thread in threads:
-        thread.join()
 
 
 LONG = SETTINGS | {"batch_size": 8, "epochs": 12}

@@ -32,6 +32,7 @@ STRATEGIES: list[tuple[int, Any]] = [
     (3, "parameter_server"),
     (4, {"name": "parameter_server", "servers": 2}),
     (4, "backup_workers"),
+    (4, "gossip"),
 ]
 SYNCHRONOUS = ("data_parallel", "sharded", "tensor_parallel", "pipeline_parallel", "local_sgd", "diloco")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from pipelines.config.strategies import ParameterServer
 from pipelines.models.build import build_network
 from pipelines.train import checkpoint
-from pipelines.train.elastic.chief import most_stale, scale
+from pipelines.train.elastic.lead import most_stale, scale
 from pipelines.train.elastic.store import Store
 from pipelines.train.elastic.wire import Message, Server
 from pipelines.train.heartbeat import Place

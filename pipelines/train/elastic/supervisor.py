@@ -42,7 +42,7 @@ def supervise(job: TrainJob, rank: int, work: Callable[[], int]) -> int:
         if code >= 0 and code != AGAIN:
             return code
         is_last = len(lost) == job.train.max_restarts
-        why = "a server came back empty" if code == AGAIN else f"ended by signal {-code}"
+        why = "weights are lost that others held" if code == AGAIN else f"ended by signal {-code}"
         lost.append(f"rank {rank} on {socket.gethostname()}: {why}; {'given up' if is_last else 'started again'}")
         write_json(job.lost_path(rank), lost)
         if is_last:

@@ -118,7 +118,15 @@ class Peer:
         self._address: Address | None = None
         self._channel: grpc.Channel | None = None
 
-    def call(self, method: str, message: Message, *, patience_s: float, timeout_s: float | None = None) -> Message:
+    def call(
+        self,
+        method: str,
+        message: Message,
+        *,
+        patience_s: float,
+        timeout_s: float | None = None,
+        is_over: Callable[[], bool] = lambda: False,
+    ) -> Message:
         """Its answer.
 
         Args:
@@ -126,6 +134,7 @@ class Peer:
             message: With what.
             patience_s: For how long it may not be there.
             timeout_s: For one try; `patience_s` by default.
+            is_over: Asked where it is not there: whether it will never be again.
 
         Raises:
             TrainingError: It was not there, or refused.
@@ -138,10 +147,10 @@ class Peer:
                 return Message.of(answer)
             except (grpc.RpcError, FileNotFoundError) as error:
                 code = error.code() if isinstance(error, grpc.RpcError) else grpc.StatusCode.UNAVAILABLE
+                self.close()
                 is_gone = code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-                if not is_gone or time.monotonic() > until:
+                if not is_gone or time.monotonic() >= until or is_over():
                     raise TrainingError(f"rank {self._rank}: {method}: {_why(error, code)}") from None
-            self.close()
             time.sleep(0.1)
 
     def _connected(self) -> grpc.Channel:

@@ -1,13 +1,13 @@
-"""A rank that takes leases on parts of an epoch and sends what it learns from them to the servers."""
+"""A rank that takes leases on parts of an epoch, and has the chief note what it did."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipelines.config.strategies import num_servers
 from pipelines.errors import TrainingError
 from pipelines.lake import ROW_ID, UINT64
 from pipelines.models.build import row_scores
@@ -24,7 +24,7 @@ WAIT_S = 0.05  # where there is nothing to do, as while the chief validates
 
 
 class Worker(Trainer):
-    """Computes gradients. `dist` is initialized, of this process alone.
+    """Goes through the parts that it is leased. `dist` is initialized, of this process alone.
 
     Args:
         job: What is trained.
@@ -35,9 +35,7 @@ class Worker(Trainer):
     def __init__(self, job: TrainJob, device: torch.device, rank: int) -> None:
         super().__init__(job, device)
         self.rank = rank
-        self._servers = [Peer(job.folder, rank, server) for server in range(num_servers(job.train.strategy))]
-        self._versions = [-1] * len(self._servers)
-        self._names: list[list[str]] = [[] for _ in self._servers]  # what each server holds
+        self._chief = Peer(job.folder, rank, 0)
         self._run_id, self._epoch_begun = "", -1
         self._began = (dict(self.loader.times.seconds), traffic())
 
@@ -50,19 +48,28 @@ class Worker(Trainer):
         self.strategy.settle()
         while True:
             self.clock.enter("communication")
-            answer = self._call(0, "lease", {"run": self._run_id, "version": self._versions[0]})
+            answer = self._ask("lease", {})
             if answer is None or answer.header["state"] == "over":
                 return
-            if answer.header["state"] == "wait":
-                time.sleep(WAIT_S)
-                continue
-            if answer.header["run"] != self._run_id:
-                self._run_id, self._versions = answer.header["run"], [-1] * len(self._servers)
-            self._take_weights(0, answer)
-            if all(self._pull(server) for server in range(1, len(self._servers))):
+            if answer.header["state"] == "work" and self._is_ready():
                 self._do(Lease.model_validate(answer.header["lease"]))
             else:
-                time.sleep(WAIT_S)  # a server came back empty; the chief sees to it
+                time.sleep(WAIT_S)
+
+    def _told(self) -> dict[str, Any]:
+        """What the chief is told of this rank with each call."""
+        return {}
+
+    def _take_in(self, answer: Message) -> None:
+        """See to what comes with the chief's answers; `_run_id` is still the one before."""
+
+    def _is_ready(self) -> bool:
+        """Whether this rank can go on."""
+        return True
+
+    def _train_on(self, batch: Batch, lease: Lease) -> int | None:
+        """Do a part and have it noted. Where the lease ends by now; None where it was lost."""
+        raise NotImplementedError
 
     def _do(self, lease: Lease) -> None:
         self._turn_to(lease)
@@ -95,25 +102,10 @@ class Worker(Trainer):
             self.loader.load_state_dict(self.loader.state_dict() | {"epoch": lease.epoch, "step": lease.first})
         self.clock.enter("data")
 
-    def _train_on(self, batch: Batch, lease: Lease) -> int | None:
-        """Where the lease ends by now; None where it was lost."""
-        while True:
-            told = {"rows": batch.rows, "row_id_sum": 0, "loss": 0.0, "score": 0.0}
-            tensors: dict[str, Tensor] = {}
-            if batch.rows:
-                told, tensors = self._learn(batch)
-            self.clock.enter("communication")
-            for server in reversed(range(len(self._servers))):  # the chief, who notes the rows, comes last
-                state, end = self._push(server, batch, lease, told, tensors)
-                if state == "lost":
-                    return None
-                if state == "stale":
-                    break  # and once more, with the weights that came back
-            else:
-                return end
-
-    def _learn(self, batch: Batch) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What the rows add up to; the gradient of their mean loss, and buffers, by name."""
+    def _learn(self, batch: Batch) -> dict[str, Any]:
+        """Have the gradient of the rows' mean loss in the network. What the rows add up to."""
+        if not batch.rows:
+            return {"rows": 0, "row_id_sum": 0, "loss": 0.0, "score": 0.0}
         self.clock.enter("copy")
         on_device = self._on_device(batch)
         found = self.strategy.step(replace(batch, global_rows=batch.rows), on_device)
@@ -121,57 +113,42 @@ class Worker(Trainer):
         assert found is not None, "there are rows"
         outputs, loss = found
         score = row_scores(outputs.detach(), on_device[self.contract.target], self.judged).sum() if self.judged else 0.0
-        told = {
+        return {
             "rows": batch.rows,
             "row_id_sum": int(batch.tensors[ROW_ID].sum()) % UINT64,
             "loss": float(loss.detach()),
             "score": float(score),
         }
-        held = self.strategy.held()
-        tensors = {name: tensor.grad if tensor.requires_grad else tensor for name, tensor in held.items()}
-        return told, {name: tensor.detach().cpu() for name, tensor in tensors.items() if tensor is not None}
 
-    def _push(
-        self, server: int, batch: Batch, lease: Lease, told: dict[str, Any], tensors: dict[str, Tensor]
+    def _note(
+        self, batch: Batch, lease: Lease, learned: dict[str, Any], tensors: Mapping[str, Tensor] | None = None
     ) -> tuple[str, int]:
-        header = {"run": self._run_id, "version": self._versions[server], **told}
-        if server == 0:
-            header |= {"number": lease.number, "epoch": lease.epoch, "part": batch.step, "times": self._told_times()}
-        mine = {name: tensors[name] for name in self._names[server] if name in tensors}
-        answer = self._call(server, "push", header, mine)
-        if answer is None or answer.header["state"] == "lost":
-            return "lost", 0
-        self._take_weights(server, answer)
-        return answer.header["state"], answer.header.get("end", 0)
+        """Have the chief note a part. What it says, and where the lease ends by now."""
+        header = {"number": lease.number, "epoch": lease.epoch, "part": batch.step, "times": self._told_times()}
+        answer = self._ask("note", header | learned, tensors)
+        return ("lost", 0) if answer is None else (answer.header["state"], answer.header.get("end", 0))
 
     def _told_times(self) -> dict[str, Any]:
         loader, before = self._began
         loader = {part: seconds - loader.get(part, 0.0) for part, seconds in self.loader.times.seconds.items()}
         return RankTimes.of(self.clock.seconds, loader, traffic().since(before)).model_dump()
 
-    def _pull(self, server: int) -> bool:
-        answer = self._call(server, "pull", {"run": self._run_id, "version": self._versions[server]})
-        if answer is None or answer.header["state"] == "lost":
-            return False
-        self._take_weights(server, answer)
-        return True
-
-    @torch.no_grad()
-    def _take_weights(self, server: int, answer: Message) -> None:
-        self._versions[server] = answer.header["version"]
-        if answer.tensors:
-            held = self.strategy.held()
-            self._names[server] = list(answer.tensors)
-            for name, tensor in answer.tensors.items():
-                held[name].copy_(tensor)
+    def _ask(self, method: str, header: dict[str, Any], tensors: Mapping[str, Tensor] | None = None) -> Message | None:
+        """The chief's answer; None where the run is over."""
+        answer = self._call(self._chief, method, {"run": self._run_id, **self._told(), **header}, tensors)
+        if answer is not None and "run" in answer.header:
+            self._take_in(answer)
+            self._run_id = answer.header["run"]
+        return answer
 
     def _call(
-        self, server: int, method: str, header: dict[str, Any], tensors: dict[str, Tensor] | None = None
+        self, server: Peer, method: str, header: dict[str, Any], tensors: Mapping[str, Tensor] | None = None
     ) -> Message | None:
         """The answer; None where the run is over."""
+        is_over, message = self.job.result_path.is_file, Message(header, tensors or {})
         try:
-            return self._servers[server].call(method, Message(header, tensors or {}), patience_s=self.train.timeout_s)
+            return server.call(method, message, patience_s=self.train.timeout_s, is_over=is_over)
         except TrainingError:
-            if self.job.result_path.is_file():
+            if is_over():
                 return None
             raise

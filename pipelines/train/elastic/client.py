@@ -1,0 +1,76 @@
+"""A worker that computes gradients for servers, which hold the parameters."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipelines.config.strategies import num_servers
+from pipelines.stream import Batch
+from pipelines.train.elastic.ledger import Lease
+from pipelines.train.elastic.wire import Message, Peer
+from pipelines.train.elastic.worker import Worker
+from pipelines.train.job import TrainJob
+
+
+class Client(Worker):
+    """Pulls weights and pushes gradients; what it pushes to the chief is noted there."""
+
+    def __init__(self, job: TrainJob, device: torch.device, rank: int) -> None:
+        super().__init__(job, device, rank)
+        others = [Peer(job.folder, rank, server) for server in range(1, num_servers(job.train.strategy))]
+        self._servers = [self._chief, *others]
+        self._versions = [-1] * len(self._servers)
+        self._names: list[list[str]] = [[] for _ in self._servers]  # what each server holds
+
+    def _told(self) -> dict[str, Any]:
+        return {"version": self._versions[0]}
+
+    def _take_in(self, answer: Message) -> None:
+        if answer.header["run"] != self._run_id:
+            self._versions = [-1] * len(self._servers)
+        self._take_weights(0, answer)
+
+    def _is_ready(self) -> bool:
+        """A server that came back empty is not; the chief sees to it."""
+        return all(self._moved(server, "pull", {}) == "taken" for server in range(1, len(self._servers)))
+
+    def _train_on(self, batch: Batch, lease: Lease) -> int | None:
+        while True:
+            learned = self._learn(batch)
+            gradients = self._gradients() if batch.rows else {}
+            self.clock.enter("communication")
+            for server in reversed(range(1, len(self._servers))):
+                state, end = self._moved(server, "push", self._mine(server, gradients)), 0
+                if state != "taken":
+                    break
+            else:  # the chief, who notes the rows, comes last
+                state, end = self._note(batch, lease, learned, self._mine(0, gradients))
+            if state != "stale":  # else once more, with the weights that came back
+                return end if state == "taken" else None
+
+    def _gradients(self) -> dict[str, Tensor]:
+        """By name; and buffers."""
+        tensors = {name: x.grad if x.requires_grad else x for name, x in self.strategy.held().items()}
+        return {name: tensor.detach().cpu() for name, tensor in tensors.items() if tensor is not None}
+
+    def _mine(self, server: int, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: gradients[name] for name in self._names[server] if name in gradients}
+
+    def _moved(self, server: int, method: str, tensors: dict[str, Tensor]) -> str:
+        """What another server than the chief says; it may answer with weights."""
+        header = {"run": self._run_id, "version": self._versions[server]}
+        answer = self._call(self._servers[server], method, header, tensors)
+        if answer is None or answer.header["state"] == "lost":
+            return "lost"
+        self._take_weights(server, answer)
+        return str(answer.header["state"])
+
+    @torch.no_grad()
+    def _take_weights(self, server: int, answer: Message) -> None:
+        self._versions[server] = answer.header["version"]
+        if answer.tensors:
+            held = self.strategy.held()
+            self._names[server] = list(answer.tensors)
+            for name, tensor in answer.tensors.items():
+                held[name].copy_(tensor)
