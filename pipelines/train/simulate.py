@@ -157,6 +157,8 @@ def exchange(strategy: config.Strategy, size: Size, *, ranks: int, rows: int) ->
             )
         case config.BackupWorkers():
             return Exchange(2 * whole * (ranks - 1) / ranks, 2 * whole * (ranks - 1), 2)
+        case config.Gossip():
+            return Exchange(whole / strategy.every_steps, 0.0, 0.0)  # at most, beside the steps; no step waits for it
 
 
 def _parts(group: int) -> int:
@@ -227,7 +229,7 @@ def _computing(strategy: config.Strategy, ranks: int, rows: int, compute: Comput
 
 def _wait_for_slowest(strategy: config.Strategy, ranks: int, spread: float) -> float:
     """How much longer the slowest rank takes that a step waits for than the mean of them; log-normal (G. Blom, 1958)."""
-    if isinstance(strategy, config.ParameterServer):
+    if isinstance(strategy, config.ParameterServer | config.Gossip):
         return 1.0
     backups = strategy.backups + 1 if isinstance(strategy, config.BackupWorkers) else 0  # and the server
     quantile = (ranks - backups - 0.375) / (ranks - (backups > 0) + 0.25)
