@@ -1,6 +1,6 @@
 """The tables of docs/links.md from build/bench/comm.json.
 
-    python -m benchmarks.comm_table
+python -m benchmarks.comm_table
 """
 
 import json
