@@ -97,6 +97,10 @@ class Timed(NamedTuple):
     losses: list[list[float]]
     spread: float
 
+    def __str__(self) -> str:
+        """In one line."""
+        return f"{self.run.rows / self.run.step_s:,.0f} rows/s, {self.sent_bytes:,.0f} bytes a step"
+
 
 class Learned(NamedTuple):
     """What a whole run came to behind its last epoch, and what a rank sent in it, the mean over ranks."""
@@ -104,6 +108,10 @@ class Learned(NamedTuple):
     judged_by: str
     value: float
     sent_bytes: float
+
+    def __str__(self) -> str:
+        """In one line."""
+        return f"{self.judged_by} {self.value:.4f}, {self.sent_bytes:,.0f} bytes in all"
 
 
 def cases() -> Iterator[Case]:
@@ -147,7 +155,7 @@ def time_steps(links: Links, job: TrainJob, case: Case) -> Timed:
 def time_alone(links: Links, job: TrainJob, network: str, times: int) -> Run:
     """Steps of one rank with so many times the rows of a rank of two, for the cost model."""
     rows = times * job.train.batch_size // 2
-    told = with_settings(job, ranks=1, batch_size=rows)
+    told = with_settings(job, ranks=1, batch_size=rows, lanes=None)
     seen: list[Watched] = run_ranks(links, 1, train_steps, told, range(FIRST, FIRST + STEPS["1gbit"]))
     return Run(
         name=f"{network}.alone.{rows}_rows",
