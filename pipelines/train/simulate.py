@@ -138,7 +138,7 @@ def exchange(strategy: config.Strategy, size: Size, *, ranks: int, rows: int) ->
             return _gradients(strategy.hook, size, ranks)
         case config.Sharded():
             # Gathered forward and backward; gloo sums gradients whole where NCCL would scatter them: 4, not 3 passes.
-            return ring_gather(2 * whole / ranks, ranks) + ring_sum(whole, ranks)
+            return ring_gather(whole / ranks, ranks).times(2) + ring_sum(whole, ranks)
         case config.TensorParallel():
             group_rows = rows * group / ranks
             cut = ring_sum(_NUMBER * size.summed * group_rows, group)._replace(messages=2 * (group - 1) * size.sums)
