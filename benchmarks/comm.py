@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from benchmarks.links import Links, NotPermitted
 from benchmarks.report import Figure, at_least, at_most, report
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pipelines.train.job import TrainJob
     from pipelines.train.simulate import Run
 
+Seen = TypeVar("Seen")
 HELD_OUT = (  # of the cost model; named before any fit
     "ddp.20mbit",
     "fp16.1gbit",
@@ -38,6 +39,11 @@ HELD_OUT = (  # of the cost model; named before any fit
     "diloco.20mbit",
     "ddp.100mbit.4_ranks",
     "local_sgd.100mbit.4_ranks",
+    "parameter_server.100mbit",
+    "gpt.ddp.20mbit",
+    "gpt.topk.100mbit",
+    "gpt.tensor.1gbit",
+    "gpt.local_sgd.100mbit",
 )
 EQUAL, NEARLY = 0.003, 0.005  # how much less accuracy counts as equal, and how much local methods may lose
 NOT_PERMITTED = os.EX_NOPERM  # 77
@@ -60,107 +66,81 @@ def main() -> int:
 def measure(links: Links, split: str, folder: Path) -> int:
     """Returns the exit code."""
     from benchmarks import comm_cases
-    from benchmarks.comm_jobs import WORKLOADS, make_jobs
+    from benchmarks.comm_jobs import make_jobs
 
     with multiprocessing.get_context("spawn").Pool(1) as apart:  # no JVM stays beside what is timed
         jobs = apart.apply(make_jobs, (split, folder))
-    timed, figures = {}, []
-    for case in comm_cases.cases(list(jobs)):
-        timed[case] = comm_cases.time_steps(links, jobs[case.network], case)
-        figures += shown(
-            Figure(f"{case}.rows_per_s", timed[case].rows_per_s, "rows/s"),
-            Figure(f"{case}.bytes_per_step", timed[case].sent_bytes, "bytes"),
-        )
+    alone = [comm_cases.time_alone(links, job, name, times) for name, job in jobs.items() for times in (1, 4)]
+    timed = {case: told(case, comm_cases.time_steps(links, jobs[case.network], case)) for case in comm_cases.cases()}
     if differ := comm_cases.differing(timed):
         raise RuntimeError(f"wanted the same losses on any link, seen others in {', '.join(differ)}")
-    learned = {}
-    for workload in WORKLOADS:
-        for strategy in comm_cases.STRATEGIES:
-            found = comm_cases.learn(links, jobs[workload.name], strategy, workload.judged_by)
-            learned[workload.name, strategy] = found
-            figures += shown(
-                *(
-                    Figure(f"{case}.{workload.judged_by}", found.value, "")
-                    for case in timed
-                    if case[:2] == (workload.name, strategy)
-                )
-            )
-    mlp = jobs["mlp"]
+    learned = {
+        case: told(case, comm_cases.learn(links, jobs[case.network], case)) for case in timed if case.is_first_link
+    }
+    figures = [figure for case, seen in timed.items() for figure in rows_of(case, seen, learned)]
     figures += goals(timed, learned)
-    figures += [Figure(f"overlap.{rate}", comm_cases.hidden_share(links, mlp, rate), "share") for rate in ("100mbit",)]
-    figures += [Figure("overlap", comm_cases.hidden_share(links, mlp, "1gbit"), "share")]
-    figures += [at_least("weak_scaling", comm_cases.weak_scaling(links, mlp), "x", 1.6)]
-    alone = [
-        comm_cases.time_alone(links, job, name, times * job.train.batch_size // 2)
-        for name, job in jobs.items()
-        for times in comm_cases.ALONE_TIMES
-    ]
-    figures += simulated(timed, alone, jobs)
+    figures += [Figure("overlap", comm_cases.hidden_share(links, jobs["mlp"], "1gbit"), "share")]
+    figures += [Figure("overlap.100mbit", comm_cases.hidden_share(links, jobs["mlp"], "100mbit"), "share")]
+    figures += [at_least("weak_scaling", comm_cases.weak_scaling(links, jobs["mlp"]), "x", 1.6)]
+    figures += simulated([seen.run for seen in timed.values()], alone, jobs, comm_cases.spread(timed))
     return report("comm", figures)
 
 
-def shown(*figures: Figure) -> tuple[Figure, ...]:
-    """The figures, told while the others are still to come."""
-    for figure in figures:
-        print(f"{figure.id}: {figure.value:,.4g} {figure.unit}", file=sys.stderr, flush=True)
+def told(case: "Case", seen: Seen) -> Seen:
+    """What was seen, said while the rest is still to come."""
+    print(f"{case}: {seen}", file=sys.stderr, flush=True)
+    return seen
+
+
+def rows_of(case: "Case", seen: "Timed", learned: "dict[Case, Learned]") -> list[Figure]:
+    """The figures of a strategy on a link; what it learned is the same on all."""
+    figures = [
+        Figure(f"{case}.steps_per_s", 1 / seen.run.step_s, "1/s"),
+        Figure(f"{case}.rows_per_s", seen.run.rows / seen.run.step_s, "rows/s"),
+        Figure(f"{case}.bytes_per_step", seen.sent_bytes, "bytes"),
+    ]
+    if found := learned.get(case.on_first_link()):
+        figures += [Figure(f"{case}.{found.judged_by}", found.value, "")]
     return figures
 
 
-def goals(timed: "dict[Case, Timed]", learned: "dict[tuple[str, str], Learned]") -> list[Figure]:
-    """What compression and local steps are worth to the perceptron on mnist."""
-    from benchmarks.comm_cases import LOCAL, Case
+def goals(timed: "dict[Case, Timed]", learned: "dict[Case, Learned]") -> list[Figure]:
+    """What compression and local steps are worth to the perceptron on mnist, on links of 100 Mbit/s."""
+    from benchmarks.comm_cases import LOCAL, STRATEGIES
 
-    def rows_per_s(strategy: str) -> float:
-        return timed[Case("mlp", strategy, "100mbit", 2)].rows_per_s
-
-    def sent(strategy: str) -> float:
-        return timed[Case("mlp", strategy, "100mbit", 2)].sent_bytes
-
-    plain = learned["mlp", "ddp"]
-    loses = {strategy: plain.value - found.value for (name, strategy), found in learned.items() if name == "mlp"}
-    fastest = max((name for name, lost in loses.items() if lost <= EQUAL), key=rows_per_s)
-    hooks = [name for name, lost in loses.items() if name.startswith(("powersgd", "topk")) and lost <= EQUAL]
-    local = [name for name in LOCAL if loses[name] <= NEARLY]
-    gain = {name: rows_per_s(name) / rows_per_s("ddp") for name in loses}
-    whole = {
-        name: plain.sent_bytes / found.sent_bytes for (network, name), found in learned.items() if network == "mlp"
-    }
-    print(f"gain_100mbit is of {fastest}, local_bytes of {' or '.join(local) or 'none'}")
+    slow = {case.strategy: seen for case, seen in timed.items() if case[::2] == ("mlp", "100mbit") and case.is_usual}
+    whole = {case.strategy: found for case, found in learned.items() if case.network == "mlp"}
+    plain = whole["ddp"]
+    gain = {name: slow["ddp"].run.step_s / seen.run.step_s for name, seen in slow.items()}
+    loses = {name: plain.value - found.value for name, found in whole.items()}
+    fewer = {name: plain.sent_bytes / found.sent_bytes for name, found in whole.items()}
+    equal = [name for name in slow if loses[name] <= EQUAL]
+    fastest = max(equal, key=lambda name: gain[name])
+    fastest_hook = max((name for name in equal if "hook" in STRATEGIES[name]), key=lambda name: gain[name])
+    fewest = max((name for name in LOCAL if loses[name] <= NEARLY), key=lambda name: fewer[name], default="ddp")
+    print(f"gain_100mbit is of {fastest}, its hook of {fastest_hook}, local_bytes of {fewest}")
     return [
         at_least("gain_100mbit", gain[fastest], "x", 10.0),
-        Figure("gain_100mbit.best_hook", max((gain[name] for name in hooks), default=0.0), "x"),
-        at_least("powersgd_bytes", sent("ddp") / sent("powersgd"), "x", 50.0),
-        Figure("powersgd_bytes.whole_run", whole["powersgd"], "x"),
-        Figure("powersgd_bytes.accuracy_lost", loses["powersgd"], "share"),
-        at_least("local_bytes", max((whole[name] for name in local), default=0.0), "x", 100.0),
-        *(Figure(f"local_bytes.{name}.accuracy_lost", loses[name], "share") for name in LOCAL),
+        Figure("gain_100mbit.hook", gain[fastest_hook], "x"),
+        at_least("powersgd_bytes", slow["ddp"].sent_bytes / slow["powersgd"].sent_bytes, "x", 50.0),
+        Figure("powersgd_bytes.whole_run", fewer["powersgd"], "x"),
+        at_least("local_bytes", fewer[fewest], "x", 100.0),
     ]
 
 
-def simulated(timed: "dict[Case, Timed]", alone: "list[Run]", jobs: "dict[str, TrainJob]") -> list[Figure]:
+def simulated(runs: "list[Run]", alone: "list[Run]", jobs: "dict[str, TrainJob]", spread: float) -> list[Figure]:
     """The cost model fitted to the runs that are not held out; it is left for `make simulate`."""
-    import statistics
-
-    from benchmarks.comm_cases import LOCAL
     from benchmarks.comm_jobs import size_of_job
     from pipelines.receipt import write_json
     from pipelines.train import simulate
 
-    runs = [seen.run for seen in timed.values()]
-    held_out = [run for run in runs if run.name in HELD_OUT]
-    spread = statistics.median(seen.spread for case, seen in timed.items() if case.strategy in LOCAL)
-    fitted = simulate.fit(
-        alone + [run for run in runs if run.name not in HELD_OUT],
-        {name: size_of_job(job) for name, job in jobs.items()},
-        spread=spread,
-    )
-    errors = {run.name: fitted.relative_error(run) for run in held_out}
+    sizes = {name: size_of_job(job) for name, job in jobs.items()}
+    fitted = simulate.fit([*alone, *(run for run in runs if run.name not in HELD_OUT)], sizes, spread=spread)
+    errors = {run.name: fitted.relative_error(run) for run in runs if run.name in HELD_OUT}
     worst = max(map(abs, errors.values()))
     write_json(simulate.MODEL_PATH, fitted.model_copy(update={"error": worst}))
-    return [
-        *(Figure(f"simulator_error.{name}", error, "share") for name, error in errors.items()),
-        at_most("simulator_error", worst, "share", 0.15),
-    ]
+    figures = [Figure(f"simulator_error.{name}", error, "share") for name, error in errors.items()]
+    return [*figures, at_most("simulator_error", worst, "share", 0.15)]
 
 
 if __name__ == "__main__":

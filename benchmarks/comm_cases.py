@@ -17,7 +17,6 @@ RATES = {"1gbit": 1000, "100mbit": 100, "20mbit": 20}  # Mbit/s
 STEPS = {"1gbit": 40, "100mbit": 20, "20mbit": 6}  # that are timed, of strategies that exchange at each
 FIRST = 6  # step that is timed: buckets are laid out, and hooks are warm
 EVERY = 141  # steps between exchanges of local methods: 3 an epoch of mnist
-ALONE_TIMES = (1, 4)  # the rows of one rank of two
 ROWS, WEAK_STEPS, TURNS = 256, range(10, 90), 3  # of a rank, in weak scaling
 
 
@@ -61,6 +60,20 @@ class Case(NamedTuple):
     rate: str
     ranks: int
 
+    @property
+    def is_usual(self) -> bool:
+        """Whether it is tried with as many ranks as on all links."""
+        return self.ranks == ranks_of(self.strategy)
+
+    @property
+    def is_first_link(self) -> bool:
+        """Whether it is the one of its strategy that is trained whole, too."""
+        return self.is_usual and self == self.on_first_link()
+
+    def on_first_link(self) -> "Case":
+        """The same on the fastest link."""
+        return self._replace(rate=next(iter(RATES)))
+
     def __str__(self) -> str:
         """As figures are named."""
         network = "" if self.network == WORKLOADS[0].name else f"{self.network}."
@@ -74,32 +87,40 @@ class Timed(NamedTuple):
 
     Attributes:
         run: For the cost model.
-        rows_per_s: Over all ranks.
         sent_bytes: By a rank at a step, the mean over ranks.
         losses: Of each rank, behind each step.
         spread: Of a rank's steps, as the cost model has it.
     """
 
     run: Run
-    rows_per_s: float
     sent_bytes: float
     losses: list[list[float]]
     spread: float
 
+    def __str__(self) -> str:
+        """In one line."""
+        return f"{self.run.rows / self.run.step_s:,.0f} rows/s, {self.sent_bytes:,.0f} bytes a step"
+
 
 class Learned(NamedTuple):
-    """What a whole run came to, and what a rank sent in it, the mean over ranks."""
+    """What a whole run came to behind its last epoch, and what a rank sent in it, the mean over ranks."""
 
+    judged_by: str
     value: float
     sent_bytes: float
 
+    def __str__(self) -> str:
+        """In one line."""
+        return f"{self.judged_by} {self.value:.4f}, {self.sent_bytes:,.0f} bytes in all"
 
-def cases(networks: list[str]) -> Iterator[Case]:
+
+def cases() -> Iterator[Case]:
     """All that are timed."""
-    for network in networks:
+    for workload in WORKLOADS:
+        tried = [name for name in STRATEGIES if name not in workload.without]
         for rate in RATES:
-            yield from (Case(network, strategy, rate, ranks_of(strategy)) for strategy in STRATEGIES)
-        yield from (Case(network, strategy, "100mbit", 4) for strategy in ON_FOUR)
+            yield from (Case(workload.name, strategy, rate, ranks_of(strategy)) for strategy in tried)
+        yield from (Case(workload.name, strategy, "100mbit", 4) for strategy in ON_FOUR)
 
 
 def time_steps(links: Links, job: TrainJob, case: Case) -> Timed:
@@ -125,17 +146,17 @@ def time_steps(links: Links, job: TrainJob, case: Case) -> Timed:
     )
     return Timed(
         run,
-        told.train.batch_size / step_s,
         _sent(seen, case.ranks) / len(steps),
         [rank.losses for rank in seen],
         _spread(seen[0]) if local else 0.0,
     )
 
 
-def time_alone(links: Links, job: TrainJob, network: str, rows: int) -> Run:
-    """Steps of one rank, which tell the cost model what a row costs and what a step beside its rows."""
-    told = with_settings(job, ranks=1, batch_size=rows)
-    (seen,) = run_ranks(links, 1, train_steps, told, range(FIRST, FIRST + STEPS["1gbit"]))
+def time_alone(links: Links, job: TrainJob, network: str, times: int) -> Run:
+    """Steps of one rank with so many times the rows of a rank of two, for the cost model."""
+    rows = times * job.train.batch_size // 2
+    told = with_settings(job, ranks=1, batch_size=rows, lanes=None)
+    seen: list[Watched] = run_ranks(links, 1, train_steps, told, range(FIRST, FIRST + STEPS["1gbit"]))
     return Run(
         name=f"{network}.alone.{rows}_rows",
         network=network,
@@ -143,7 +164,7 @@ def time_alone(links: Links, job: TrainJob, network: str, rows: int) -> Run:
         ranks=1,
         rows=rows,
         bytes_per_s=RATES["1gbit"] * 1e6 / 8,
-        step_s=seen.seconds / STEPS["1gbit"],
+        step_s=seen[0].seconds / STEPS["1gbit"],
     )
 
 
@@ -159,13 +180,18 @@ def _spread(seen: Watched) -> float:
     return (high - low) / 1.349
 
 
-def learn(links: Links, job: TrainJob, strategy: str, judged_by: str) -> Learned:
-    """Train all epochs."""
+def spread(timed: dict[Case, Timed]) -> float:
+    """Of steps in which ranks do not wait for each other."""
+    return statistics.median(seen.spread for case, seen in timed.items() if case.strategy in LOCAL)
+
+
+def learn(links: Links, job: TrainJob, case: Case) -> Learned:
+    """Train all epochs, over links without a limit."""
     links.set_rate(None)
-    told = with_settings(job, ranks=ranks_of(strategy), strategy=STRATEGIES[strategy])
-    seen: list[Watched] = run_ranks(links, told.train.ranks, train_whole, told, answers=told.train.is_elastic)
-    value = seen[0].epochs[-1].metrics[f"validation_{judged_by}"]
-    return Learned(value, _sent(seen, told.train.ranks))
+    told = with_settings(job, ranks=case.ranks, strategy=STRATEGIES[case.strategy])
+    seen: list[Watched] = run_ranks(links, case.ranks, train_whole, told, answers=told.train.is_elastic)
+    judged_by = next(workload.judged_by for workload in WORKLOADS if workload.name == case.network)
+    return Learned(judged_by, seen[0].epochs[-1].metrics[f"validation_{judged_by}"], _sent(seen, case.ranks))
 
 
 def differing(timed: dict[Case, Timed]) -> list[str]:
@@ -173,7 +199,7 @@ def differing(timed: dict[Case, Timed]) -> list[str]:
     return [
         str(case)
         for case, seen in timed.items()
-        if (fastest := timed.get(case._replace(rate=next(iter(RATES)))))
+        if (fastest := timed.get(case.on_first_link()))
         for ours, theirs in zip(seen.losses, fastest.losses, strict=True)
         if ours != theirs[: len(ours)]
     ]

@@ -138,7 +138,7 @@ def exchange(strategy: config.Strategy, size: Size, *, ranks: int, rows: int) ->
             return _gradients(strategy.hook, size, ranks)
         case config.Sharded():
             # Gathered forward and backward; gloo sums gradients whole where NCCL would scatter them: 4, not 3 passes.
-            return ring_gather(2 * whole / ranks, ranks) + ring_sum(whole, ranks)
+            return ring_gather(whole / ranks, ranks).times(2) + ring_sum(whole, ranks)
         case config.TensorParallel():
             group_rows = rows * group / ranks
             cut = ring_sum(_NUMBER * size.summed * group_rows, group)._replace(messages=2 * (group - 1) * size.sums)
@@ -345,7 +345,7 @@ PLOTTED: dict[str, config.Strategy] = {
     "tensor_parallel, 2 a group": config.TensorParallel(size=2),
     "pipeline_parallel, 2 a group": config.PipelineParallel(size=2),
     "local_sgd, every 64": config.LocalSGD(),
-    "parameter_server, 1 in 2": config.ParameterServer(),
+    "parameter_server, 1 in 4": config.ParameterServer(),
     "backup_workers": config.BackupWorkers(),
 }
 NODES = tuple(2**power for power in range(1, 11))
@@ -358,7 +358,7 @@ def speedups(fitted: Fitted, network: str, *, rows: int, bytes_per_s: float) -> 
 
     def of(strategy: config.Strategy, nodes: int) -> float:
         if isinstance(strategy, config.ParameterServer):
-            strategy = config.ParameterServer(servers=nodes // 2)
+            strategy = config.ParameterServer(servers=max(1, nodes // 4))
         rows_of_all = rows * config.num_groups(strategy, nodes) * config.group_size(strategy, nodes)
         step_s = predicted_step_s(strategy, size, ranks=nodes, rows=rows_of_all, link=link, compute=compute)
         return rows_of_all / step_s / (rows / alone)
@@ -371,7 +371,7 @@ def speedups(fitted: Fitted, network: str, *, rows: int, bytes_per_s: float) -> 
 
 def plot(fitted: Fitted, network: str, *, rows: int) -> Figure:
     """How rows/s grow with nodes on three links."""
-    figure = Figure(figsize=(13, 5), layout="constrained")
+    figure = Figure(figsize=(15, 5), layout="constrained")
     for axes, mbit_per_s in zip(figure.subplots(1, 3, sharey=True), (100, 1000, 10_000), strict=True):
         assert isinstance(axes, Axes)
         found = speedups(fitted, network, rows=rows, bytes_per_s=mbit_per_s * 1e6 / 8)
@@ -381,7 +381,7 @@ def plot(fitted: Fitted, network: str, *, rows: int) -> Figure:
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=2)
         axes.set(xlabel="nodes", title=f"{mbit_per_s:,} Mbit/s")
-    axes.legend(fontsize="small")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize="small")
     figure.supylabel("rows/s over those of one node")
     figure.suptitle(f"Simulation, not a measurement: {network}, {rows} rows a node, constants of `make bench-comm`")
     return figure
