@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.links import INTERFACE, Links, wire_bytes
 from pipelines.stream import Batch
 from pipelines.stream.memory import keep_freed_memory
-from pipelines.train.elastic.chief import Chief
-from pipelines.train.elastic.worker import Worker
+from pipelines.train.elastic.client import Client
+from pipelines.train.elastic.lead import LeadServer
 from pipelines.train.job import EpochResult, TrainJob
 from pipelines.train.loop import Trainer
 from pipelines.train.tally import Tally
@@ -96,7 +96,7 @@ class _WatchedTrainer(Trainer):
             raise _Enough
 
 
-class _WatchedChief(Chief):
+class _WatchedLead(LeadServer):
     """Takes what workers send up to the end of `steps`; a step is as many gradients as there are groups of lanes."""
 
     def __init__(self, job: TrainJob, steps: range) -> None:
@@ -110,17 +110,17 @@ class _WatchedChief(Chief):
         if not rest and step >= self.steps.start and step <= self.steps.stop:
             self.watched.marks.append(Mark.now())
 
-    def _gather(self, *, with_tensors: bool = True) -> None:
+    def _look(self) -> None:
         if self._parts >= self.steps.stop * self.train.data_ranks:
             raise _Enough
-        super()._gather(with_tensors=with_tensors)
+        super()._look()
 
 
 def train_steps(job: TrainJob, steps: range) -> Watched:
     """On a rank: train the first steps of an epoch, of which `steps` are watched."""
     if job.train.is_elastic:
         _work_alone(job)
-        trainer: _WatchedTrainer | _WatchedChief = _WatchedChief(job, steps)
+        trainer: _WatchedTrainer | _WatchedLead = _WatchedLead(job, steps)
         trainer.resume()
     else:
         trainer = _WatchedTrainer(job, steps)
@@ -140,7 +140,7 @@ def train_whole(job: TrainJob) -> Watched:
     """On a rank: train all epochs; the marks stand around them."""
     if job.train.is_elastic:
         _work_alone(job)
-    trainer = (Chief if job.train.is_elastic else Trainer)(job, torch.device("cpu"))
+    trainer = (LeadServer if job.train.is_elastic else Trainer)(job, torch.device("cpu"))
     trainer.resume()
     watched = Watched(marks=[Mark.now()])
     trainer.run(watched.epochs.append)
@@ -155,7 +155,7 @@ def _work_alone(job: TrainJob) -> None:
     dist.destroy_process_group()
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     if rank:
-        Worker(job, torch.device("cpu"), rank).work()
+        Client(job, torch.device("cpu"), rank).work()
         signal.pause()
 
 

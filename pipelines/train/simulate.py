@@ -155,6 +155,11 @@ def exchange(strategy: config.Strategy, size: Size, *, ranks: int, rows: int) ->
             return Exchange(
                 2 * whole * workers / ranks, 2 * whole, 2 * strategy.servers, workers / strategy.servers * whole
             )
+        case config.Gossip():
+            sent = whole / strategy.every_steps
+            return Exchange(
+                sent * (ranks - 1) / ranks, sent, 1 / strategy.every_steps
+            )  # to one peer; rank 0 has no network
         case config.BackupWorkers():
             return Exchange(2 * whole * (ranks - 1) / ranks, 2 * whole * (ranks - 1), 2)
         case config.Gossip():
@@ -347,6 +352,7 @@ PLOTTED: dict[str, config.Strategy] = {
     "local_sgd, every 64": config.LocalSGD(),
     "parameter_server, 1 in 4": config.ParameterServer(),
     "backup_workers": config.BackupWorkers(),
+    "gossip": config.Gossip(),
 }
 NODES = tuple(2**power for power in range(1, 11))
 

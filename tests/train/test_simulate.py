@@ -33,6 +33,7 @@ ALL = [
     "diloco",
     "parameter_server",
     "backup_workers",
+    "gossip",
 ]
 
 
@@ -68,6 +69,7 @@ def test_a_network_is_sized_by_what_passes_between_its_layers() -> None:
         ("pipeline_parallel", 2, 128 * 512 * 4),
         ({"name": "local_sgd", "every_steps": 100}, 2, 26_788.24),
         ("parameter_server", 2, 2_678_824),
+        ({"name": "gossip", "every_steps": 4}, 4, 0.75 * 2_678_824 / 4),
     ],
 )
 def test_bytes_that_a_rank_sends(strategy: Any, ranks: int, wanted: float) -> None:
