@@ -162,8 +162,6 @@ def exchange(strategy: config.Strategy, size: Size, *, ranks: int, rows: int) ->
             )  # to one peer; rank 0 has no network
         case config.BackupWorkers():
             return Exchange(2 * whole * (ranks - 1) / ranks, 2 * whole * (ranks - 1), 2)
-        case config.Gossip():
-            return Exchange(whole / strategy.every_steps, 0.0, 0.0)  # at most, beside the steps; no step waits for it
 
 
 def _parts(group: int) -> int:
