@@ -46,8 +46,8 @@ def main() -> int:
     for name, settings in RUNS.items():
         accuracy[name], found = learn(job, name, settings | {"lr": arguments.lr})
         figures += found
-    for name in accuracy.keys() - {"data_parallel"}:
-        figures.append(at_most(f"{name}.accuracy_lost", accuracy["data_parallel"] - accuracy[name], "share", NEARLY))
+    plain = accuracy.pop("data_parallel")
+    figures += [at_most(f"{name}.accuracy_lost", plain - its, "share", NEARLY) for name, its in accuracy.items()]
     return report("gossip", figures)
 
 
