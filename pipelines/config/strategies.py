@@ -135,6 +135,16 @@ class Gossip(Section):
     every_steps: Positive = Field(default=1, description="A peer's steps between two sends of half its weight.")
 
 
+class Auto(Section):
+    """The fastest strategy that fits the ranks' memory, found by a few steps of each in front of the training."""
+
+    name: Literal["auto"] = "auto"
+    lossy: bool = Field(
+        default=False,
+        description="Try strategies too that learn something else than one process would: fp16 and PowerSGD, local SGD.",
+    )
+
+
 Elastic = ParameterServer | BackupWorkers | Gossip  # ranks that no collective joins, so that one can be lost
 
 Strategy = Annotated[
@@ -147,7 +157,8 @@ Strategy = Annotated[
         | DiLoCo
         | ParameterServer
         | BackupWorkers
-        | Gossip,
+        | Gossip
+        | Auto,
         Field(discriminator="name"),
     ],
     BeforeValidator(_named),
@@ -176,8 +187,8 @@ def num_groups(strategy: Section, ranks: int) -> int:
 
 def what_is_learned(strategy: Section) -> dict[str, Any] | None:
     """The strategy as far as it changes what is learned; None where it learns what one process alone would."""
-    if isinstance(strategy, LocalSGD | DiLoCo | Elastic) or (
-        isinstance(strategy, DataParallel) and not isinstance(strategy.hook, NoHook)
-    ):
+    is_hooked = isinstance(strategy, DataParallel) and not isinstance(strategy.hook, NoHook)
+    is_lossy = is_hooked or (isinstance(strategy, Auto) and strategy.lossy)
+    if is_lossy or isinstance(strategy, LocalSGD | DiLoCo | Elastic):
         return strategy.model_dump(mode="json")
     return None

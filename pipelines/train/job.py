@@ -108,6 +108,11 @@ class TrainJob(BaseModel):
         return self.folder / "progress.json"
 
     @property
+    def choice_path(self) -> Path:
+        """What `train.strategy: auto` stands for, and why; it stays as long as the checkpoints."""
+        return self.folder / "strategy.json"
+
+    @property
     def log_path(self) -> Path:
         """What the ranks printed."""
         return self.folder / "ranks.log"

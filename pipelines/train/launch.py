@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import json
 import logging
 import os
 import shutil
@@ -64,6 +65,9 @@ def build(given: Given) -> Made:
     given.run.figure("loss.png", _curves(result.epochs))
     if result.sample:
         given.run.text("sample.txt", result.sample)
+    chosen = _why_chosen(job)
+    if chosen:
+        given.run.tags({"headrace.strategy": chosen[0]})
     _remove_other_jobs(job)
     ref = ModelRef(
         name=job.model.network,
@@ -82,7 +86,7 @@ def build(given: Given) -> Made:
             "restarts": restarts,
         },
         outputs=[ref.uri],
-        lines=_story(result, restarts),
+        lines=[*_story(result, restarts), *chosen],
     )
 
 
@@ -298,6 +302,13 @@ def _why_failed(job: TrainJob, watch: Watch, verdict: str) -> HeadraceError:
 def _follows(error: RankError) -> bool:
     """Whether the rank failed only because another had."""
     return error.cause == "ended" or "peer" in error.message
+
+
+def _why_chosen(job: TrainJob) -> list[str]:
+    """What `train.strategy: auto` stood for, where it was asked for."""
+    if not job.choice_path.is_file():
+        return []
+    return [f"strategy {json.loads(job.choice_path.read_bytes())['why']}"]
 
 
 def _story(result: TrainResult, restarts: list[str]) -> list[str]:

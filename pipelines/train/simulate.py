@@ -162,6 +162,8 @@ def exchange(strategy: config.Strategy, size: Size, *, ranks: int, rows: int) ->
             )  # to one peer; rank 0 has no network
         case config.BackupWorkers():
             return Exchange(2 * whole * (ranks - 1) / ranks, 2 * whole * (ranks - 1), 2)
+        case config.Auto():
+            raise ValueError("strategy: wanted what auto stands for, seen auto")
 
 
 def _parts(group: int) -> int:

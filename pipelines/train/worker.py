@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from pipelines import tracking
-from pipelines.config.strategies import Gossip, num_servers
+from pipelines.config.strategies import Auto, Gossip, num_servers
 from pipelines.errors import HeadraceError, one_line
 from pipelines.features.fitted import Bundle, FittedList
 from pipelines.lake import Column, Contract
@@ -29,6 +29,7 @@ from pipelines.models.build import Served
 from pipelines.models.sample import sample
 from pipelines.receipt import write_json
 from pipelines.stream.memory import keep_freed_memory
+from pipelines.train.choose import Choice, choose
 from pipelines.train.elastic.chief import LostWeights
 from pipelines.train.elastic.client import Client
 from pipelines.train.elastic.gossip import GossipChief, GossipWorker
@@ -102,7 +103,7 @@ def _work(job: TrainJob, rank: int, heartbeat: Heartbeat) -> None:
     else:
         timeout = timedelta(seconds=2 * job.train.timeout_s)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
-        trainer = Trainer(job, device)
+        trainer = Trainer(_with_strategy(job, device), device)
     heartbeat.follow(trainer.place, lambda: trainer.clock.seconds)
     resumed = trainer.resume()
     started = time.monotonic()
@@ -136,6 +137,19 @@ def _work(job: TrainJob, rank: int, heartbeat: Heartbeat) -> None:
             sample=_sample(job, trainer) if job.run_id else "",
         )
         write_json(job.result_path, result)
+
+
+def _with_strategy(job: TrainJob, device: torch.device) -> TrainJob:
+    """The job with the strategy that `auto` stands for; a run that starts again keeps it."""
+    if not isinstance(job.train.strategy, Auto) or dist.get_world_size() == 1:
+        return job
+    is_chosen = job.choice_path.is_file()
+    dist.barrier()
+    choice = Choice.model_validate_json(job.choice_path.read_bytes()) if is_chosen else choose(job, device)
+    if dist.get_rank() == 0 and not is_chosen:
+        write_json(job.choice_path, choice)
+    settings = {"strategy": choice.strategy, "lanes": job.train.num_lanes}
+    return job.model_copy(update={"train": job.train.model_copy(update=settings)})
 
 
 def _serve_or_work(job: TrainJob, rank: int, device: torch.device, heartbeat: Heartbeat) -> None:

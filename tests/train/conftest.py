@@ -35,14 +35,20 @@ def train(lake: Path, workload: Workload) -> Callable[..., Made]:
     inputs = (FittedInput(name="dense", kind="dense", whole=FittedVector(source="x", width=4)),)
     fitted = FittedFeatures(inputs=inputs, label=FittedLabel(spec=BINARY), columns={"x": "array<float>"})
 
-    def run(network: str = "softmax", snapshots: dict[str, Snapshot] | None = None, **settings: object) -> Made:
+    def run(
+        network: str | dict[str, object] = "softmax", snapshots: dict[str, Snapshot] | None = None, **settings: object
+    ) -> Made:
         splits = {name: split.model_dump(mode="json") for name, split in (snapshots or {"train": table}).items()}
         result = {"snapshots": splits, "fitted": fitted.model_dump(mode="json")}
         features = Receipt(
             stage="features", workload="tiny", digest="f", made_from={}, seconds=1, rows=1, result=result
         )
         section = {"ranks": 2, "batch_size": 16, "epochs": 3, "launcher": "torchrun", "timeout_s": 60} | settings
-        config = load_config(workload("", model={"network": network}, train=section, classic=[]))
+        config = load_config(
+            workload(
+                "", model=network if isinstance(network, dict) else {"network": network}, train=section, classic=[]
+            )
+        )
         with tracking.start_run("tiny", "train", parent=None) as mlflow_run:
             given = Given(config=config, inputs={"features": features}, run=mlflow_run, made_from={})
             return build(given)
