@@ -20,6 +20,7 @@ from pipelines.errors import HeadraceError
 from pipelines.lake import Snapshot
 from pipelines.receipt import read_receipt
 from pipelines.stream import LaneLoader
+from pipelines.train.elastic.wire import Message
 from tests.tables import DENSE, contract_of, feature_table
 from tests.train.test_checkpoint import Run
 
@@ -120,7 +121,7 @@ def test_beside_the_files_of_a_table(name: str, canary: Path, tmp_path: Path) ->
     assert not canary.exists()
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json"])
+@pytest.mark.parametrize("file", ["rank-0.safetensors", "state.json"])
 def test_in_a_checkpoint(file: str, canary: Path, tmp_path: Path) -> None:
     whole = Run(optimizer="Adam")
     whole.steps(1)
@@ -132,6 +133,13 @@ def test_in_a_checkpoint(file: str, canary: Path, tmp_path: Path) -> None:
             Run(optimizer="Adam").load(harmed)
         assert not canary.exists(), name
         shutil.rmtree(harmed)
+
+
+def test_as_a_message_between_ranks(canary: Path) -> None:
+    for name, payload in PAYLOADS.items():
+        with pytest.raises(ValueError, match="wanted safetensors with a header"):
+            Message.of(payload(canary))
+        assert not canary.exists(), name
 
 
 def test_as_a_receipt(canary: Path, tmp_path: Path) -> None:

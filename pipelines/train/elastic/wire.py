@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import grpc
 import safetensors.torch
 from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
 from torch import Tensor
 
-from pipelines.errors import TrainingError
+from pipelines.errors import TrainingError, one_line
 from pipelines.receipt import write_json
 from pipelines.train.elastic.certificates import Identity, name_of, who
 
@@ -35,10 +36,19 @@ class Message(NamedTuple):
 
     @classmethod
     def of(cls, content: bytes) -> "Message":
-        """What was sent."""
+        """What was sent.
+
+        Raises:
+            ValueError: It is something else.
+        """
         length = int.from_bytes(content[:8], "little")  # the format begins with its header's length, and the header
-        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
-        return cls(json.loads(metadata["header"]), safetensors.torch.load(content))
+        try:
+            metadata = json.loads(content[8 : 8 + length])["__metadata__"]
+            return cls(json.loads(metadata["header"]), safetensors.torch.load(content))
+        except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+            raise ValueError(
+                f"wanted safetensors with a header, seen {type(error).__name__}: {one_line(str(error))}"
+            ) from None
 
 
 class Address(BaseModel):
