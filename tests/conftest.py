@@ -19,6 +19,8 @@ os.chdir(ROOT)  # conf/ and Spark's properties are found from here
 LONGEST = ("test_jobs", "test_workloads", "test_run", "test_cluster", "test_classic", "test_launch", "test_dry_run")
 FORKING = (
     "test_elastic",
+    "test_gossip",
+    "test_choose",
     "test_strategies",
     "test_hooks",
     "test_strategy_faults",

@@ -43,8 +43,10 @@ def run_ranks(world: int, work: Callable[..., Any], *arguments: Any) -> list[Any
 
 
 def _rank(rank: int, world: int, store: str, pipe: Any, work: Callable[..., Any], arguments: Any) -> None:
+    import torch
     import torch.distributed as dist
 
+    torch.set_num_threads(1)  # makes the pool of threads anew, which a fork leaves broken, before autograd's threads do
     try:
         dist.init_process_group(
             "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timedelta(seconds=60)

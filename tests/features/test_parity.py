@@ -188,7 +188,7 @@ def raw(config: Config, num: int, *, seed: int, nasty: bool) -> pa.Table:
     )
     columns: dict[str, Any] = {"row_id": pa.array(range(num), pa.int64())}
     for name, dtype in config.source.columns.items():
-        if label and name == label.column:
+        if label and name == label.column and label.kind != "next_token":
             known = label.positive + label.negative or label.classes or [0, 1]
             texts = [known[i] for i in generator.integers(0, len(known), num)] if known else []
             columns[name] = pa.array(texts).cast(TYPES[dtype])
