@@ -188,7 +188,10 @@ def raw(config: Config, num: int, *, seed: int, nasty: bool) -> pa.Table:
     )
     columns: dict[str, Any] = {"row_id": pa.array(range(num), pa.int64())}
     for name, dtype in config.source.columns.items():
-        if label and name == label.column and label.kind != "next_token":
+        if label and name == label.column and label.kind == "next_token":
+            texts = column(name, dtype, num, generator, nasty=nasty)
+            columns[name] = texts if nasty else pa.array([f"ab{text}" for text in texts.to_pylist()])
+        elif label and name == label.column:
             known = label.positive + label.negative or label.classes or [0, 1]
             texts = [known[i] for i in generator.integers(0, len(known), num)] if known else []
             columns[name] = pa.array(texts).cast(TYPES[dtype])

@@ -172,7 +172,6 @@ def test_where_the_only_peer_is_lost_the_book_goes_back(
     made = train(**SETTINGS | {"ranks": 2})
     assert sorted(line[:6] for line in made.result["restarts"]) == ["rank 0", "rank 1"]
     assert accounted(made) and len(made.result["epochs"]) == SETTINGS["epochs"]
-    assert sum(epoch["exchange"]["repeated_rows"] for epoch in made.result["epochs"]) > 0
 
 
 def test_a_killed_chief_comes_back_and_peers_go_on(
