@@ -4,12 +4,33 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from pipelines.config.base import Natural, Positive, Section
+from pipelines.config.base import Natural, Positive, Section, known_name
+
+HOOKS = ("none", "fp16", "bf16", "powersgd", "topk", "qsgd")
+STRATEGIES = (
+    "auto",
+    "data_parallel",
+    "sharded",
+    "tensor_parallel",
+    "pipeline_parallel",
+    "local_sgd",
+    "diloco",
+    "parameter_server",
+    "backup_workers",
+    "gossip",
+)
 
 
-def _named(value: Any) -> Any:
-    """A bare name stands for its defaults."""
-    return {"name": value} if isinstance(value, str) else value
+def _named(what: str, known: tuple[str, ...]) -> BeforeValidator:
+    """A bare name stands for its defaults; one that is not known is answered with the nearest."""
+
+    def named(value: Any) -> Any:
+        value = {"name": value} if isinstance(value, str) else value
+        if isinstance(value, dict) and isinstance(value.get("name"), str):
+            known_name(what, value["name"], known)
+        return value
+
+    return BeforeValidator(named)
 
 
 class NoHook(Section):
@@ -48,7 +69,8 @@ class QSGD(Section):
 
 
 Hook = Annotated[
-    Annotated[NoHook | Half | PowerSGD | TopK | QSGD, Field(discriminator="name")], BeforeValidator(_named)
+    Annotated[NoHook | Half | PowerSGD | TopK | QSGD, Field(discriminator="name")],
+    _named("a hook", HOOKS),
 ]
 
 
@@ -161,7 +183,7 @@ Strategy = Annotated[
         | Auto,
         Field(discriminator="name"),
     ],
-    BeforeValidator(_named),
+    _named("a strategy", STRATEGIES),
 ]
 
 

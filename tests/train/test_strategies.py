@@ -201,7 +201,8 @@ def test_a_network_that_cannot_be_cut(
 @pytest.mark.parametrize(
     ("section", "wanted"),
     [
-        ({"strategy": "data_paralel"}, "data_parallel"),
+        ({"strategy": "data_paralel"}, "did you mean 'data_parallel'"),
+        ({"strategy": {"name": "data_parallel", "hook": "powersgdd"}}, "did you mean 'powersgd'"),
         ({"strategy": {"name": "data_parallel", "hok": "fp16"}}, "hok"),
         ({"strategy": {"name": "data_parallel", "hook": {"name": "topk", "share": 2}}}, "less than or equal to 1"),
         (
