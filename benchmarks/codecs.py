@@ -8,7 +8,7 @@ import statistics
 import time
 from pathlib import Path
 
-from benchmarks.epoch import make_job
+from benchmarks.jobs import make_job
 from benchmarks.report import FOLDER, Figure, report
 
 CODECS = {"lz4_raw": "LZ4", "snappy": "SNAPPY", "zstd": "ZSTD", "uncompressed": "NONE"}  # Spark's name and pyarrow's
@@ -21,7 +21,8 @@ def main() -> int:
 
     from pipelines.stream.memory import keep_freed_memory
 
-    tables = [pq.read_table(path) for path in make_job("conf/mnist_softmax.yaml", epochs=1).snapshot.paths()]
+    job = make_job("conf/mnist_softmax.yaml", ["train.ranks=1"], lake="epoch")
+    tables = [pq.read_table(path) for path in job.snapshot.paths()]
     keep_freed_memory()
     seconds: dict[str, list[float]] = {codec: [] for codec in CODECS}
     paths = {codec: [FOLDER / "codecs" / f"{codec}-{i}.parquet" for i in range(len(tables))] for codec in CODECS}

@@ -13,7 +13,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -56,20 +55,20 @@ def main() -> int:
     split = parser.parse_args().split
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that namespaces are removed then, too
     try:
-        with Links(4) as links, tempfile.TemporaryDirectory() as folder:
-            return measure(links, split, Path(folder))
+        with Links(4) as links:
+            return measure(links, split)
     except NotPermitted as error:
         print(f"bench-comm: network namespaces are not permitted here, nothing was measured: {error}")
         return NOT_PERMITTED
 
 
-def measure(links: Links, split: str, folder: Path) -> int:
+def measure(links: Links, split: str) -> int:
     """Returns the exit code."""
     from benchmarks import comm_cases
-    from benchmarks.comm_jobs import make_jobs
+    from benchmarks.comm_jobs import jobs_of
 
     with multiprocessing.get_context("spawn").Pool(1) as apart:  # no JVM stays beside what is timed
-        jobs = apart.apply(make_jobs, (split, folder))
+        jobs = apart.apply(jobs_of, (split,))
     alone = [comm_cases.time_alone(links, job, name, times) for name, job in jobs.items() for times in (1, 4)]
     timed = {case: told(case, comm_cases.time_steps(links, jobs[case.network], case)) for case in comm_cases.cases()}
     if differ := comm_cases.differing(timed):

@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from benchmarks.comm_jobs import WORKLOADS, with_settings
+from benchmarks.comm_jobs import WORKLOADS
+from benchmarks.jobs import with_settings
 from benchmarks.links import Links
 from benchmarks.ranks import Watched, run_ranks, sum_buckets, train_steps, train_whole
 from pipelines.train.job import TrainJob

@@ -1,18 +1,15 @@
 """What `benchmarks.comm` trains: tables of a workload, written once, and jobs on them."""
 
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 
-from benchmarks.report import use_lake
-from pipelines.config.learning import Train
-from pipelines.config.strategies import num_servers
-from pipelines.train.elastic.certificates import issue
+from benchmarks.jobs import make_job
+from pipelines.models.build import build_network
 from pipelines.train.job import TrainJob
+from pipelines.train.objective import Objective
 from pipelines.train.simulate import Size
+from pipelines.train.strategies.sizes import size_of
 
 
 @dataclass(frozen=True)
@@ -58,47 +55,13 @@ WORKLOADS = (
 )
 
 
-def make_jobs(split: str, folder: Path) -> dict[str, TrainJob]:
-    """A job for each workload, judged on a split, with its files in a folder; Spark writes tables that are not there."""
-    from pipelines.config import load_config
-    from pipelines.features.fitted import FittedFeatures
-    from pipelines.lake import Snapshot
-    from pipelines.run import run_stages
-    from pipelines.train.launch import make_job
-
-    use_lake("comm")
-    jobs = {}
-    for workload in WORKLOADS:
-        config = load_config(workload.path, list(workload.overrides))
-        made = run_stages(config, ["ingest", "features"])["features"].result
-        jobs[workload.name] = make_job(
-            config,
-            FittedFeatures.model_validate(made["fitted"]),
-            folder=folder / workload.name,
-            train=Snapshot.model_validate(made["snapshots"]["train"]),
-            validation=Snapshot.model_validate(made["snapshots"][split]),
-        )
-    return jobs
-
-
-def with_settings(job: TrainJob, **train: Any) -> TrainJob:
-    """The job with other settings of training, in an empty folder."""
-    shutil.rmtree(job.folder, ignore_errors=True)
-    job.folder.mkdir(parents=True)
-    told = Train.model_validate(job.train.model_dump(mode="json") | train)
-    if told.is_elastic:
-        servers = num_servers(told.strategy)
-        issue(job.folder, ["server"] * servers + ["worker"] * (told.ranks - servers))
-    return job.model_copy(update={"train": told})
+def jobs_of(split: str) -> dict[str, TrainJob]:
+    """A job for each workload, judged on a split."""
+    return {it.name: make_job(it.path, it.overrides, lake="comm", split=split, name=it.name) for it in WORKLOADS}
 
 
 def size_of_job(job: TrainJob) -> Size:
     """What of its network passes between ranks."""
-    from pipelines.models.build import build_network
-    from pipelines.train.objective import Objective
-    from pipelines.train.strategies.sizes import size_of
-
-    assert job.snapshot.contract is not None, "a feature table carries its contract"
-    network = build_network(job.model, job.snapshot.contract)
-    objective = Objective(network, job.snapshot.contract, torch.device("cpu"))
+    network = build_network(job.model, job.contract)
+    objective = Objective(network, job.contract, torch.device("cpu"))
     return size_of(network, objective.inputs(objective.zeros()))

@@ -10,7 +10,6 @@ and keeps no metrics and no receipt.
 import itertools
 import multiprocessing
 import os
-import shutil
 import signal
 import statistics
 import time
@@ -19,7 +18,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.report import FOLDER, Figure, at_most, report, use_lake
+from benchmarks.jobs import make_job
+from benchmarks.report import Figure, at_most, report
 
 if TYPE_CHECKING:
     from pipelines.train.job import EpochResult, TrainJob
@@ -31,7 +31,7 @@ BOUND = 1.3
 
 def main() -> int:
     """Returns the exit code."""
-    job = make_job("conf/mnist_softmax.yaml", epochs=EPOCHS)
+    job = make_job("conf/mnist_softmax.yaml", ["train.ranks=1", f"train.epochs={EPOCHS}"], lake="epoch")
     bare_epochs = bare_loop(job)
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
@@ -56,38 +56,6 @@ def main() -> int:
             Figure("mnist_softmax.epoch.data_wait_share", statistics.median(waited), "share"),
             at_most("mnist_softmax.epoch.ratio", ratio, "x", BOUND),
         ],
-    )
-
-
-def make_job(path: str, *, epochs: int) -> "TrainJob":
-    """The training job of a workload on one rank, its tables written."""
-    from pipelines.config import load_config
-    from pipelines.features.fitted import FittedFeatures
-    from pipelines.lake import Snapshot
-    from pipelines.run import run_stages
-    from pipelines.session import stop_session
-    from pipelines.train.job import TrainJob
-
-    use_lake("epoch")
-    config = load_config(path, ["train.ranks=1", f"train.epochs={epochs}"])
-    result = run_stages(config, ["ingest", "features"])["features"].result
-    stop_session()
-    folder = FOLDER / "lakes" / "epoch" / "job"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    assert config.model is not None
-    return TrainJob(
-        workload=config.workload,
-        folder=folder,
-        model=config.model,
-        train=config.train,
-        seed=config.seed,
-        snapshot=Snapshot.model_validate(result["snapshots"]["train"]),
-        validation=None,
-        fitted=FittedFeatures.model_validate(result["fitted"]),
-        tracking_uri="",
-        run_id="",
-        keep_checkpoints=1,
     )
 
 

@@ -8,15 +8,16 @@ has the figures.
 
 import argparse
 import multiprocessing
-import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.report import FOLDER, Figure, at_most, report, use_lake
+from benchmarks.jobs import make_job, with_settings
+from benchmarks.report import Figure, at_most, report
 
 if TYPE_CHECKING:
     from pipelines.train.job import TrainJob
 
+CONFIG = "conf/mnist.yaml"
 OVERRIDES = (
     "split.validation.share=0.1",
     "train.batch_size=96",
@@ -41,7 +42,7 @@ def main() -> int:
     parser.add_argument("--lr", type=float, default=LR, help="learning rate of all runs")
     arguments = parser.parse_args()
     with multiprocessing.get_context("spawn").Pool(1) as apart:  # no JVM stays beside the ranks
-        job = apart.apply(make, (arguments.split,))
+        job = apart.apply(make_job, (CONFIG, OVERRIDES), {"lake": "gossip", "split": arguments.split})
     accuracy, figures = {}, []
     for name, settings in RUNS.items():
         accuracy[name], found = learn(job, name, settings | {"lr": arguments.lr})
@@ -51,40 +52,17 @@ def main() -> int:
     return report("gossip", figures)
 
 
-def make(split: str) -> "TrainJob":
-    """The job, judged on a split behind each epoch; with Spark where tables are not written yet."""
-    from pipelines.config import load_config
-    from pipelines.features.fitted import FittedFeatures
-    from pipelines.lake import Snapshot
-    from pipelines.run import run_stages
-    from pipelines.train.launch import make_job
-
-    use_lake("gossip")
-    config = load_config("conf/mnist.yaml", list(OVERRIDES))
-    made = run_stages(config, ["ingest", "features"])["features"].result
-    return make_job(
-        config,
-        FittedFeatures.model_validate(made["fitted"]),
-        folder=FOLDER / "lakes" / "gossip" / "job",
-        train=Snapshot.model_validate(made["snapshots"]["train"]),
-        validation=Snapshot.model_validate(made["snapshots"][split]),
-    )
-
-
 def learn(job: "TrainJob", name: str, settings: dict[str, Any]) -> tuple[float, list[Figure]]:
     """Train with other settings: the accuracy behind the last epoch, and what the run was like."""
     from pipelines.config import load_config
-    from pipelines.config.learning import Train
     from pipelines.train.launch import run_job
 
-    shutil.rmtree(job.folder, ignore_errors=True)
-    job.folder.mkdir(parents=True)
-    train = Train.model_validate(job.train.model_dump(mode="json") | settings)
-    config = load_config("conf/mnist.yaml", list(OVERRIDES)).model_copy(update={"train": train})
+    told = with_settings(job, **settings)
+    config = load_config(CONFIG, list(OVERRIDES)).model_copy(update={"train": told.train})
     result, _ = run_job(
         config,
-        job.model_copy(update={"train": train}),
-        on_epoch=lambda epoch: print(f"{name}: {epoch.story(train.epochs)}", file=sys.stderr, flush=True),
+        told,
+        on_epoch=lambda epoch: print(f"{name}: {epoch.story(told.train.epochs)}", file=sys.stderr, flush=True),
     )
     last = result.epochs[-1]
     accuracy = last.metrics["validation_accuracy"]

@@ -23,6 +23,8 @@ from typing import Any
 
 import psutil
 
+from benchmarks.jobs import make_job
+
 BATCH, LANES = 1024, 2
 TRIALS = 5
 
@@ -120,13 +122,12 @@ def wait(workload: str) -> dict[str, float]:
     import torch
     import torch.distributed as dist
 
-    from benchmarks.epoch import make_job
     from pipelines.stream.memory import keep_freed_memory
     from pipelines.train.job import EpochResult
     from pipelines.train.loop import Trainer
     from pipelines.train.worker import default_threads
 
-    job = make_job(f"conf/{workload}.yaml", epochs=TRIALS + 1)
+    job = make_job(f"conf/{workload}.yaml", ["train.ranks=1", f"train.epochs={TRIALS + 1}"], lake="epoch")
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     keep_freed_memory()
     torch.set_num_threads(default_threads(1))

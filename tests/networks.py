@@ -57,6 +57,22 @@ class DoubleLayers(nn.Module):
         return [(["body.1"], "body.3")]
 
 
+class DoubleTied(nn.Module):
+    """Two layers in float64 that are one, which has a name or two."""
+
+    def __init__(self, contract: Contract, outputs: int, *, named_twice: bool) -> None:
+        super().__init__()
+        width = sum(column.width for column in contract.inputs)
+        self.first, self.head = nn.Linear(width, width).double(), nn.Linear(width, outputs).double()
+        if named_twice:
+            self.second = self.first
+
+    def forward(self, x_BW: Tensor) -> Tensor:
+        """Logits."""
+        logits: Tensor = self.head(self.first(torch.tanh(self.first(x_BW.double()))))
+        return logits
+
+
 class Normalized(nn.Module):
     """A linear map behind batch normalization of a grey image."""
 

@@ -1,7 +1,7 @@
 """Small feature tables, written without Spark."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,6 @@ def contract_of(*inputs: Column, label: LabelSpec = BINARY) -> Contract:
 def feature_table(path: Path, shard_rows: Sequence[int], contract: Contract, *, seed: int = 0) -> Snapshot:
     """A Delta table of one file a shard; the label is 1 where the first dense value (or id, pixel) is large."""
     generator = np.random.default_rng(seed)
-    metadata = json.dumps({CONTRACT_KEY: contract.model_dump(mode="json")})
     for rows in shard_rows:
         columns: dict[str, pa.Array] = {}
         first = None
@@ -53,13 +52,19 @@ def feature_table(path: Path, shard_rows: Sequence[int], contract: Contract, *, 
         columns["row_id"] = pa.array(generator.integers(-(2**63), 2**63, rows, dtype=np.int64))
         label = first if contract.label.kind == "real" else (first > np.median(first)).astype(np.int64)
         columns["label"] = pa.array(np.asarray(label, dtype="float64" if contract.label.kind == "real" else "int64"))
-        write_deltalake(
-            str(path),
-            pa.table({column.name: columns[column.name] for column in contract.columns}),
-            mode="append",
-            commit_properties=CommitProperties(custom_metadata={"userMetadata": metadata}),
-        )
+        append_shard(path, columns, contract)
     return Snapshot.open(path)
+
+
+def append_shard(path: Path, columns: Mapping[str, pa.Array], contract: Contract) -> None:
+    """One more file of a Delta table with that contract."""
+    metadata = json.dumps({CONTRACT_KEY: contract.model_dump(mode="json")})
+    write_deltalake(
+        str(path),
+        pa.table({column.name: columns[column.name] for column in contract.columns}),
+        mode="append",
+        commit_properties=CommitProperties(custom_metadata={"userMetadata": metadata}),
+    )
 
 
 def _values(column: Column, rows: int, generator: np.random.Generator) -> tuple[np.ndarray, pa.Array]:

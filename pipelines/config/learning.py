@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field, model_validator
 from pipelines.config import catalog
 from pipelines.config.base import Name, Positive, Section, known_name
 from pipelines.config.strategies import (
+    PARTS_A_STAGE,
     DataParallel,
     Elastic,
     ParameterServer,
@@ -14,6 +15,7 @@ from pipelines.config.strategies import (
     Strategy,
     group_size,
     num_groups,
+    num_servers,
     what_is_learned,
 )
 
@@ -281,6 +283,12 @@ class Train(Section):
         return isinstance(self.strategy, Elastic) and self.ranks > 1
 
     @property
+    def roles(self) -> list[str]:
+        """Of ranks that speak to each other by themselves, `server` or `worker`, one each."""
+        servers = num_servers(self.strategy)
+        return ["server"] * servers + ["worker"] * (self.ranks - servers) if self.is_elastic else []
+
+    @property
     def updates_per_step(self) -> int:
         """How often the weights are updated for a global batch."""
         return self.data_ranks if isinstance(self.strategy, ParameterServer) else 1
@@ -290,7 +298,7 @@ class Train(Section):
         """Parts of a rank's batch."""
         if self.micro_batches or not isinstance(self.strategy, PipelineParallel):
             return self.micro_batches or 1
-        return max(1, min(4 * group_size(self.strategy, self.ranks), self.batch_size // self.data_ranks))
+        return max(1, min(PARTS_A_STAGE * group_size(self.strategy, self.ranks), self.batch_size // self.data_ranks))
 
     def learned(self) -> dict[str, Any]:
         """The settings that say what is learned, however many ranks learn it."""

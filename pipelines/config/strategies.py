@@ -1,33 +1,23 @@
 """The section `train.strategy`: how the ranks share the work."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 
 from pipelines.config.base import Natural, Positive, Section, known_name
 
-HOOKS = ("none", "fp16", "bf16", "powersgd", "topk", "qsgd")
-STRATEGIES = (
-    "auto",
-    "data_parallel",
-    "sharded",
-    "tensor_parallel",
-    "pipeline_parallel",
-    "local_sgd",
-    "diloco",
-    "parameter_server",
-    "backup_workers",
-    "gossip",
-)
+PARTS_A_STAGE = 4  # into which a pipeline cuts a batch, where nothing else is said
+QSGD_CHUNK = 512  # numbers that share a scale; D. Alistarh et al. use as many
 
 
-def _named(what: str, known: tuple[str, ...]) -> BeforeValidator:
-    """A bare name stands for its defaults; one that is not known is answered with the nearest."""
+def _named(what: str, sections: Any) -> BeforeValidator:
+    """A bare name stands for its section's defaults; one that is not known is answered with the nearest."""
+    names = [name for section in get_args(sections) for name in get_args(section.model_fields["name"].annotation)]
 
     def named(value: Any) -> Any:
         value = {"name": value} if isinstance(value, str) else value
         if isinstance(value, dict) and isinstance(value.get("name"), str):
-            known_name(what, value["name"], known)
+            known_name(what, value["name"], names)
         return value
 
     return BeforeValidator(named)
@@ -68,10 +58,8 @@ class QSGD(Section):
     bits: Literal[2, 4, 8] = Field(default=8, description="Of a number.")
 
 
-Hook = Annotated[
-    Annotated[NoHook | Half | PowerSGD | TopK | QSGD, Field(discriminator="name")],
-    _named("a hook", HOOKS),
-]
+_Hooks = NoHook | Half | PowerSGD | TopK | QSGD
+Hook = Annotated[_Hooks, Field(discriminator="name"), _named("a hook", _Hooks)]
 
 
 class DataParallel(Section):
@@ -167,24 +155,10 @@ class Auto(Section):
     )
 
 
+Local = LocalSGD | DiLoCo  # ranks that train alone for some steps
 Elastic = ParameterServer | BackupWorkers | Gossip  # ranks that no collective joins, so that one can be lost
-
-Strategy = Annotated[
-    Annotated[
-        DataParallel
-        | Sharded
-        | TensorParallel
-        | PipelineParallel
-        | LocalSGD
-        | DiLoCo
-        | ParameterServer
-        | BackupWorkers
-        | Gossip
-        | Auto,
-        Field(discriminator="name"),
-    ],
-    _named("a strategy", STRATEGIES),
-]
+_Strategies = DataParallel | Sharded | TensorParallel | PipelineParallel | Local | Elastic | Auto
+Strategy = Annotated[_Strategies, Field(discriminator="name"), _named("a strategy", _Strategies)]
 
 
 def num_servers(strategy: Section) -> int:
@@ -211,6 +185,6 @@ def what_is_learned(strategy: Section) -> dict[str, Any] | None:
     """The strategy as far as it changes what is learned; None where it learns what one process alone would."""
     is_hooked = isinstance(strategy, DataParallel) and not isinstance(strategy.hook, NoHook)
     is_lossy = is_hooked or (isinstance(strategy, Auto) and strategy.lossy)
-    if is_lossy or isinstance(strategy, LocalSGD | DiLoCo | Elastic):
+    if is_lossy or isinstance(strategy, Local | Elastic):
         return strategy.model_dump(mode="json")
     return None

@@ -46,6 +46,11 @@ class Paired(Protocol):
         """Names of layers that take the same tensor, and of the one that takes what they give, element by element."""
 
 
+def learns(module: nn.Module) -> bool:
+    """Whether it has parameters."""
+    return any(True for _ in module.parameters())
+
+
 def build_network(model: Model, contract: Contract) -> nn.Module:
     """The network of a config's `model` section, on the CPU, with weights from torch's global generator.
 

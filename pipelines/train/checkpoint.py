@@ -119,23 +119,25 @@ class Saved:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file_of: dict[str, str] = {}
         try:
             self.state = State.model_validate_json((path / "state.json").read_bytes())
-            for name, digest in self.state.digests.items():
-                if content_hash(path / name) != digest:
-                    raise ValueError(f"{name} with another digest than was written")
-                with safe_open(path / name, "pt") as file:
-                    self._file_of |= {key: name for key in _names(file) if not key.startswith(("rng.", "local."))}
+            self._files = {name: _opened(path / name, digest) for name, digest in self.state.digests.items()}
         except (OSError, ValueError, SafetensorError) as error:
             raise self.unreadable(error) from None
+        self._file_of = {
+            name: file
+            for file in self._files.values()
+            for name in _names(file)
+            if not name.startswith(("rng.", "local."))
+        }
         self.names = self._file_of.keys()
 
     def tensor(self, name: str) -> Tensor:
         """A tensor that the ranks share."""
         if name not in self._file_of:
             raise self.unreadable(ValueError(f"no {name}"))
-        return self._read(self._file_of[name], [name])[name]
+        tensor: Tensor = self._file_of[name].get_tensor(name)
+        return tensor
 
     def optimizer(self) -> dict[str, Tensor]:
         """The optimizer's state, `optimizer.<name>.<key>`."""
@@ -150,17 +152,8 @@ class Saved:
         return self._own("local.") if any_ranks or len(self.state.digests) == _world() else {}
 
     def _own(self, prefix: str) -> dict[str, Tensor]:
-        name = _file_of(_rank() % len(self.state.digests))
-        with safe_open(self.path / name, "pt") as file:
-            names = [key for key in _names(file) if key.startswith(prefix)]
-        return {key.removeprefix(prefix): tensor for key, tensor in self._read(name, names).items()}
-
-    def _read(self, file_name: str, names: list[str]) -> dict[str, Tensor]:
-        try:
-            with safe_open(self.path / file_name, "pt") as file:
-                return {name: file.get_tensor(name) for name in names}
-        except (OSError, SafetensorError) as error:
-            raise self.unreadable(error) from None
+        file = self._files[_file_of(_rank() % len(self._files))]
+        return {key.removeprefix(prefix): file.get_tensor(key) for key in _names(file) if key.startswith(prefix)}
 
     def unreadable(self, error: Exception) -> TrainingError:
         """What to tell of it."""
@@ -175,7 +168,14 @@ def load_weights(path: Path, network: nn.Module) -> None:
     Raises:
         TrainingError: They cannot be read, are not what was written, or belong to another network.
     """
-    put_back_model(Saved(path), network.state_dict(keep_vars=True))
+    put_back_model(Saved(path), held_by(network))
+
+
+def held_by(network: nn.Module) -> dict[str, Tensor]:
+    """A network's parameters and buffers by name, one that has several names by the first."""
+    first: dict[int, str] = {}
+    held: dict[str, Tensor] = network.state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in held.items() if first.setdefault(id(tensor), name) == name}
 
 
 def model_tensors(held: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -307,6 +307,12 @@ def _gathered_digests(digest: str) -> list[str]:
 
 def _file_of(rank: int) -> str:
     return f"rank-{rank}.safetensors"
+
+
+def _opened(path: Path, digest: str) -> Any:
+    if content_hash(path) != digest:
+        raise ValueError(f"{path.name} with another digest than was written")
+    return safe_open(path, "pt")
 
 
 def _names(file: Any) -> list[str]:

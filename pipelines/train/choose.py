@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from pipelines.config import strategies as config
-from pipelines.lake import Contract
 from pipelines.models.build import Layered, Paired, build_network
 from pipelines.stream import Batch
 from pipelines.stream.plan import assign_lanes
@@ -45,7 +44,7 @@ class Choice(BaseModel):
 
 def choose(job: TrainJob, device: torch.device) -> Choice:
     """Try strategies on this job's ranks; collective, and the same answer on all. Some seconds."""
-    network = build_network(job.model, _contract(job)).to(device)
+    network = build_network(job.model, job.contract).to(device)
     objective = _objective(job, network, device)
     size = size_of(network, objective.inputs(objective.zeros(1)))
     link = _bytes_per_s(device)
@@ -100,7 +99,7 @@ def _step_s(job: TrainJob, device: torch.device, options: config.Strategy) -> fl
     """Seconds of a step on the slowest rank."""
     train = job.train.model_copy(update={"strategy": options, "lanes": job.train.num_lanes})
     torch.manual_seed(job.seed)
-    network = build_network(job.model, _contract(job)).to(device)
+    network = build_network(job.model, job.contract).to(device)
     objective, clock = _objective(job, network, device), StepClock(device)
     strategy = make_strategy(network, Setting(train, objective, device, clock))
     optimizer = make_optimizer(train, strategy.parameters, is_plain=strategy.plain_optimizer)
@@ -117,7 +116,7 @@ def _step_s(job: TrainJob, device: torch.device, options: config.Strategy) -> fl
         strategy.after_step(is_last=is_last)
 
     seconds = min([_seconds(step, device) for _ in range(1 + TRIED_STEPS)][1:])
-    if isinstance(options, config.LocalSGD | config.DiLoCo):
+    if isinstance(options, config.Local):
         seconds += max(0.0, _seconds(lambda: step(is_last=True), device) - seconds) / options.every_steps
     return seconds
 
@@ -153,10 +152,5 @@ def _memory_mb(job: TrainJob, device: torch.device) -> float:
     return float(least)
 
 
-def _contract(job: TrainJob) -> Contract:
-    assert job.snapshot.contract is not None, "a feature table carries its contract"
-    return job.snapshot.contract
-
-
 def _objective(job: TrainJob, network: nn.Module, device: torch.device) -> Objective:
-    return Objective(network, _contract(job), device, class_weights=job.class_weights, amp=job.train.amp)
+    return Objective(network, job.contract, device, class_weights=job.class_weights, amp=job.train.amp)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipelines.config.learning import Model, Train
 from pipelines.features.fitted import FittedFeatures
-from pipelines.lake import Snapshot
+from pipelines.lake import Contract, Snapshot
 from pipelines.stream.plan import EpochPlan
 from pipelines.train.diagnosis import RankTimes
 from pipelines.train.heartbeat import Beat, Place
@@ -91,6 +91,12 @@ class TrainJob(BaseModel):
     def launcher_path(self) -> Path:
         """There while a launcher follows the ranks, and new each second."""
         return self.folder / "launcher"
+
+    @property
+    def contract(self) -> Contract:
+        """Of the tables."""
+        assert self.snapshot.contract is not None, "a feature table carries its contract"
+        return self.snapshot.contract
 
     @property
     def result_path(self) -> Path:

@@ -16,7 +16,6 @@ import matplotlib.figure
 
 from pipelines import session, tracking
 from pipelines.config import Config
-from pipelines.config.strategies import num_servers
 from pipelines.errors import ConfigError, DataError, HeadraceError, TrainingError
 from pipelines.features.fitted import FittedFeatures
 from pipelines.lake import Snapshot, runs_path
@@ -128,7 +127,7 @@ def run_job(
             watch = Watch(job)
             follower.watch(watch)
             try:
-                with identities(job.folder, _roles(job)):
+                with identities(job.folder, job.train.roles):
                     _run_ranks(config, job)
                 break
             except _Lost as lost:
@@ -143,12 +142,6 @@ def run_job(
                 f"          {error}; starts again from the last checkpoint ({len(restarts)} of {job.train.max_restarts})"
             )
     return TrainResult.model_validate_json(job.result_path.read_bytes()), restarts + job.lost()
-
-
-def _roles(job: TrainJob) -> list[str]:
-    """Of ranks that speak to each other by themselves, one each."""
-    servers = num_servers(job.train.strategy)
-    return ["server"] * servers + ["worker"] * (job.train.ranks - servers) if job.train.is_elastic else []
 
 
 def _may_help(job: TrainJob, error: HeadraceError, verdict: str) -> bool:

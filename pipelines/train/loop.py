@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipelines.config.workload import LOWER_IS_BETTER
 from pipelines.errors import ConfigError, DataError, TrainingError
-from pipelines.lake import ROW_ID, Contract, Snapshot
+from pipelines.lake import ROW_ID, Snapshot
 from pipelines.models.build import build_network
 from pipelines.models.inputs import scaled
 from pipelines.stream import Batch, EpochReceipt, LaneLoader
@@ -45,12 +45,12 @@ class Trainer:
 
     Attributes:
         base_mb: Memory of this rank before it read anything.
+        total_steps: Of the optimizer, in the whole run.
     """
 
     def __init__(self, job: TrainJob, device: torch.device) -> None:
-        assert job.snapshot.contract is not None, "a feature table carries its contract"
         self.job, self.device, self.train = job, device, job.train
-        self.contract: Contract = job.snapshot.contract
+        self.contract = job.contract
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         torch.manual_seed(job.seed)
         network = build_network(job.model, self.contract).to(device)
@@ -67,13 +67,13 @@ class Trainer:
         self.network = self.strategy.network
         self.optimizer = make_optimizer(self.train, self.strategy.parameters, is_plain=self.strategy.plain_optimizer)
         self.loader = self._loader(job.snapshot, epochs=self.train.epochs)
-        self.schedule = make_schedule(
-            self.train, self.optimizer, total_steps=len(self.loader) * self.train.epochs * self.train.updates_per_step
-        )
+        self.total_steps = len(self.loader) * self.train.epochs * self.train.updates_per_step
+        self.schedule = make_schedule(self.train, self.optimizer, total_steps=self.total_steps)
         self.epochs: list[EpochResult] = []
         self.best_epoch = 0
         self.base_mb = 0.0
         self._resumed: State | None = None
+        self._steps = 0  # of the epoch
         self._interrupted: tuple[Sums, float] | None = None  # what the epoch to go on with has so far, its seconds
         every = self.train.checkpoint
         self._checkpoints = Pace(every.every_s, device, every_steps=every.every_steps)
@@ -197,7 +197,8 @@ class Trainer:
         self._checkpoints.start(self.loader.step)
         if self._balance:
             self._balance.start(self.loader.step)
-        epoch, steps, is_due = self.loader.epoch, len(self.loader), False
+        epoch, is_due = self.loader.epoch, False
+        steps = self._steps = len(self.loader)
         for batch in self.loader:
             self._step(batch, tally)
             if progress:
@@ -238,7 +239,7 @@ class Trainer:
         self.strategy.optimize(self.optimizer)
         if self.schedule is not None:
             self.schedule.step()
-        self.strategy.after_step(is_last=batch.step + 1 == len(self.loader))
+        self.strategy.after_step(is_last=batch.step + 1 == self._steps)
         self.clock.enter("other")
         if found and self.strategy.counts:
             tally.add(batch, tensors[self.contract.target], *found)

@@ -47,10 +47,16 @@ class Objective:
             outputs: Tensor = network(*inputs)
         return outputs.float() if outputs.dtype == torch.bfloat16 else outputs
 
-    def loss(self, outputs: Tensor, tensors: Mapping[str, Tensor], lane_rows: Sequence[int]) -> Tensor:
-        """The sum of the rows' losses, shape ()."""
+    def of(self, network: nn.Module, tensors: Mapping[str, Tensor], lane_rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """A network's outputs, and the sum of the rows' losses, shape ()."""
+        inputs = self.inputs(tensors)
+        outputs = self.outputs(network, *inputs)
         if self.ranker:
-            return self.ranker.summed_loss(outputs, self.inputs(tensors), lane_rows)
+            return outputs, self.ranker.summed_loss(outputs, inputs, lane_rows)
+        return outputs, self.loss(outputs, tensors)
+
+    def loss(self, outputs: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The sum of the losses of rows that are each by themselves, shape ()."""
         return summed_loss(outputs, tensors[self.contract.target], self.contract.label, weights=self._class_weights)
 
     def zeros(self, rows: int = 1) -> dict[str, Tensor]:

@@ -30,8 +30,6 @@ PLOT_PATH = Path("docs/images/scaling.png")
 ROWS = 64  # a node, where nothing else is said
 _NUMBER = 4  # bytes of a float32
 _FIRST_BUCKET, _BUCKET = 1 << 20, 25 << 20  # bytes, of DistributedDataParallel
-_QSGD_CHUNK = 512  # numbers that share a scale
-_PARTS_A_STAGE = 4  # of a pipeline, as the config has them
 
 
 class Link(NamedTuple):
@@ -113,7 +111,6 @@ class Exchange(NamedTuple):
         return Exchange(*(share * value for value in self))
 
 
-_LOCAL = config.LocalSGD | config.DiLoCo
 _NOTHING = Exchange(0.0, 0.0, 0.0)
 
 
@@ -168,7 +165,7 @@ def exchange(strategy: config.Strategy, size: Size, *, ranks: int, rows: int) ->
 
 def _parts(group: int) -> int:
     """Into which a pipeline cuts a batch."""
-    return _PARTS_A_STAGE * group
+    return config.PARTS_A_STAGE * group
 
 
 def _turns(group: int) -> int:
@@ -190,7 +187,7 @@ def _gradients(hook: config.Hook, size: Size, ranks: int) -> Exchange:
         case config.TopK():
             found = ring_gather(2 * _NUMBER * hook.share * size.parameters, ranks)  # numbers and places
         case config.QSGD():
-            found = ring_gather(size.parameters * (hook.bits / 8 + _NUMBER / _QSGD_CHUNK), ranks)
+            found = ring_gather(size.parameters * (hook.bits / 8 + _NUMBER / config.QSGD_CHUNK), ranks)
     return found._replace(messages=found.messages * buckets)
 
 
@@ -211,7 +208,7 @@ def predicted_step_s(
     if ranks == 1:
         return computing
     moved = exchange(strategy, size, ranks=ranks, rows=rows)
-    every = strategy.every_steps if isinstance(strategy, _LOCAL) else 1
+    every = strategy.every_steps if isinstance(strategy, config.Local) else 1
     packing = compute.packing_s.get(kind(strategy), 0.0) * size.parameters
     busy = computing * _wait_for_slowest(strategy, ranks, compute.spread / math.sqrt(every)) + packing
     takes = moved.path_bytes / link.bytes_per_s + moved.messages * link.latency_s
@@ -313,7 +310,7 @@ class Fitted(BaseModel):
 def fit(runs: Sequence[Run], sizes: dict[str, Size], *, spread: float = 0.0) -> Fitted:
     """The least errors of the logarithm of seconds, squared while they are small, over positive constants."""
     networks = sorted({run.network for run in runs})
-    kinds = sorted({kind(run.strategy) for run in runs if run.ranks > 1 and not isinstance(run.strategy, _LOCAL)})
+    kinds = sorted({kind(run.strategy) for run in runs if run.ranks > 1 and not isinstance(run.strategy, config.Local)})
     starts = [1e-4, 1e-3, 1e-2] * len(networks) + [1e-9] * len(kinds) + [0.3, 0.95, 2e-4]
     highest = [1.0, 1.0, 1.0] * len(networks) + [1e-3] * len(kinds) + [1.0, 1.1, 1.0]
 

@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch._C._distributed_c10d import HashStore
 
 from pipelines import tracking
@@ -123,7 +124,7 @@ def _work(job: TrainJob, rank: int, heartbeat: Heartbeat) -> None:
     dist.destroy_process_group()
     if rank == 0:
         trainer.clock.enter(LOGGING)
-        uri, size = _log_model(job, trainer) if job.run_id else ("", 0)
+        uri, size, text = _log_model(job, trainer) if job.run_id else ("", 0, "")
         result = TrainResult(
             epochs=trainer.epochs,
             best_epoch=trainer.best_epoch,
@@ -134,7 +135,7 @@ def _work(job: TrainJob, rank: int, heartbeat: Heartbeat) -> None:
             resumed_from=resumed,
             base_mb=trainer.base_mb,
             peak_mb=peak_mb,
-            sample=_sample(job, trainer) if job.run_id else "",
+            sample=text,
         )
         write_json(job.result_path, result)
 
@@ -154,14 +155,13 @@ def _with_strategy(job: TrainJob, device: torch.device) -> TrainJob:
 
 def _serve_or_work(job: TrainJob, rank: int, device: torch.device, heartbeat: Heartbeat) -> None:
     """What another rank than the chief does where no collective joins them."""
+    if rank < num_servers(job.train.strategy):
+        server = PartServer(job, rank)
+        heartbeat.follow(server.place, dict)
+        return server.serve()
     worker = (GossipWorker if isinstance(job.train.strategy, Gossip) else Client)(job, device, rank)
-    if rank >= num_servers(job.train.strategy):
-        heartbeat.follow(worker.place, lambda: worker.clock.seconds)
-        return worker.work()
-    steps = len(worker.loader) * job.train.epochs * job.train.updates_per_step
-    server = PartServer(job, rank, total_steps=steps)
-    heartbeat.follow(server.place, dict)
-    return server.serve()
+    heartbeat.follow(worker.place, lambda: worker.clock.seconds)
+    return worker.work()
 
 
 def default_threads(local_world: int) -> int:
@@ -183,24 +183,26 @@ def _device(job: TrainJob, local_world: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def _log_model(job: TrainJob, trainer: Trainer) -> tuple[str, int]:
+def _log_model(job: TrainJob, trainer: Trainer) -> tuple[str, int, str]:
+    """Where the model is, its bytes, and what it writes where it learned sequences."""
     os.environ["MLFLOW_TRACKING_URI"] = job.tracking_uri
-    served = Served(trainer.trained(), trainer.contract).eval()
+    network = trainer.trained().eval()
+    served = Served(network, trainer.contract).eval()
     gives: Literal["prediction", "affinity"] = "affinity" if trainer.objective.ranker else "prediction"
     bundle = Bundle(name=job.model.network, kind="torch", gives=gives, fitted=job.fitted, contract=trainer.contract)
-    return tracking.log_torch(
+    uri, size = tracking.log_torch(
         served, job.model.network, job.run_id, examples=example_inputs(trainer.contract), bundle=bundle
     )
+    return uri, size, _sample(job, network)
 
 
-def _sample(job: TrainJob, trainer: Trainer) -> str:
-    """What the network writes, where it learned sequences."""
-    if trainer.contract.label.kind != "next_token":
+def _sample(job: TrainJob, network: nn.Module) -> str:
+    if job.contract.label.kind != "next_token":
         return ""
     (sequence,) = job.fitted.inputs
     assert isinstance(sequence.whole, FittedList), "refused unless it is a sequence"
     is_text = sequence.whole.tokens is not None and sequence.whole.tokens.unit == "characters"
-    return ("" if is_text else " ").join(sample(trainer.trained().eval(), trainer.contract, seed=job.seed))
+    return ("" if is_text else " ").join(sample(network, job.contract, seed=job.seed))
 
 
 def example_inputs(contract: Contract) -> dict[str, "np.ndarray[tuple[int, ...], np.dtype[np.generic]]"]:

@@ -1,5 +1,6 @@
 """The train stage on a small table."""
 
+import contextlib
 import multiprocessing
 import os
 import subprocess
@@ -123,6 +124,29 @@ def signalled() -> Iterator[Callable[..., None]]:
     yield send
     done.set()
     for thread in threads:
+        thread.join()
+
+
+@contextlib.contextmanager
+def killed_at(after_s: float, victim: Callable[[], psutil.Process | None]) -> Iterator[list[int]]:
+    """Kill what `victim` names that long after the body began, or once it names one; gives its process id."""
+    done, pids = threading.Event(), list[int]()
+
+    def kill() -> None:
+        until = time.monotonic() + after_s
+        while not done.wait(max(0.01, until - time.monotonic())):
+            process = victim()
+            if process:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+                    return pids.append(process.pid)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield pids
+    finally:
+        done.set()
         thread.join()
 
 

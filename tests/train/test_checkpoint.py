@@ -56,12 +56,12 @@ class Run:
             schedule=checkpoint.schedule_state(self.schedule),
             param_groups=checkpoint.param_groups(self.optimizer),
         )
-        held = self.network.state_dict(keep_vars=True)
+        held = checkpoint.held_by(self.network)
         tensors = checkpoint.model_tensors(held) | checkpoint.optimizer_tensors(held, self.optimizer)
         return checkpoint.save(folder, state, tensors | {"rng.cpu": torch.get_rng_state()})
 
     def load(self, path: Path) -> State:
-        saved, held = Saved(path), self.network.state_dict(keep_vars=True)
+        saved, held = Saved(path), checkpoint.held_by(self.network)
         checkpoint.put_back_model(saved, held)
         checkpoint.put_back_optimizer(saved.optimizer(), saved.state.param_groups, held, self.optimizer)
         if self.schedule:

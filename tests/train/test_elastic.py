@@ -12,18 +12,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from deltalake import CommitProperties, write_deltalake
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.errors import TrainingError
-from pipelines.lake import CONTRACT_KEY, Snapshot, runs_path
+from pipelines.lake import Snapshot, runs_path
 from pipelines.stage import Made
 from pipelines.train.elastic.certificates import Identity, issue
 from pipelines.train.elastic.ledger import Lease, Ledger
 from pipelines.train.elastic.wire import Address, Message, Peer, Server, address_path
 from tests.ranks import run_ranks
-from tests.tables import DENSE, contract_of
+from tests.tables import DENSE, append_shard, contract_of
 
 SETTINGS: dict[str, Any] = {"ranks": 3, "batch_size": 16, "epochs": 3, "timeout_s": 60, "threads": 1, "lr": 0.05}
 
@@ -201,9 +200,7 @@ def two_classes(folder: Path) -> Snapshot:
         "dense": pa.array(list(values.astype(np.float32)), pa.list_(pa.float32())),
         "label": pa.array(label),
     }
-    metadata = json.dumps({CONTRACT_KEY: contract.model_dump(mode="json")})
-    properties = CommitProperties(custom_metadata={"userMetadata": metadata})
-    write_deltalake(str(folder), pa.table(rows), commit_properties=properties)
+    append_shard(folder, rows, contract)
     return Snapshot.open(folder)
 
 

@@ -11,9 +11,8 @@ import os
 import random
 import shutil
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from pipelines.train import checkpoint
 from pipelines.train.checkpoint import Saved, State
 from pipelines.train.tally import Sums
 from tests.faults import SEED
-from tests.train.conftest import plant, rank_processes, weights_of
+from tests.train.conftest import killed_at, plant, rank_processes, weights_of
 
 SETTINGS = {"batch_size": 8, "epochs": 3, "timeout_s": 30, "threads": 1, "checkpoint": {"every_steps": 4}}
 # Keeps which rows a rank was given, by epoch, step, and the number of ranks at that time.
@@ -48,26 +47,17 @@ if "RANK" in os.environ:
 """
 
 
-@contextlib.contextmanager
-def killed(lake: Path, rank: int, after_s: float) -> Iterator[None]:
+def killed(lake: Path, rank: int, after_s: float) -> contextlib.AbstractContextManager[object]:
     """Kill the rank that long after the body began, or as soon as it is there."""
-    done = threading.Event()
 
-    def kill() -> None:
-        until = time.monotonic() + after_s
-        while not done.wait(max(0.02, until - time.monotonic())):
-            for process in rank_processes(lake):
-                with contextlib.suppress(psutil.Error):
-                    if process.environ().get("RANK") == str(rank):
-                        return process.kill()
+    def victim() -> psutil.Process | None:
+        for process in rank_processes(lake):
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("RANK") == str(rank):
+                    return process
+        return None
 
-    thread = threading.Thread(target=kill)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    return killed_at(after_s, victim)
 
 
 def undisturbed(train: Callable[..., Made], tmp_path: Path, ranks: int) -> tuple[Made, dict[str, list[float]], float]:
@@ -143,6 +133,7 @@ def test_other_numbers_of_ranks_see_the_same_batches(
 
 def save_on_and_on(folder: Path, first: int, pipe: "Connection[int, None]") -> None:
     """Checkpoints number first, first + 1, ..., each with its number as every weight; tells of each."""
+    torch.set_num_threads(1)  # makes the pool of threads anew, which a fork leaves broken
     network = nn.Linear(100, 100)
     optimizer = torch.optim.Adam(network.parameters())
     network(torch.ones(100)).sum().backward()
@@ -159,7 +150,7 @@ def save_on_and_on(folder: Path, first: int, pipe: "Connection[int, None]") -> N
             schedule={},
             param_groups=checkpoint.param_groups(optimizer),
         )
-        held = network.state_dict(keep_vars=True)
+        held = checkpoint.held_by(network)
         checkpoint.save(folder, state, checkpoint.model_tensors(held) | checkpoint.optimizer_tensors(held, optimizer))
         pipe.send(number)
         checkpoint.prune(folder, keep=2, best_epoch=0)
@@ -186,7 +177,7 @@ def test_a_kill_inside_a_checkpoint_leaves_the_last_whole_one(tmp_path: Path, ki
                 told = here.recv()
         path = checkpoint.latest(tmp_path)
         assert path is not None
-        saved, held = Saved(path), network.state_dict(keep_vars=True)
+        saved, held = Saved(path), checkpoint.held_by(network)
         checkpoint.put_back_model(saved, held)
         checkpoint.put_back_optimizer(saved.optimizer(), saved.state.param_groups, held, optimizer)
         number = saved.state.loader["step"]

@@ -16,7 +16,7 @@ from pipelines.train.loop import Trainer
 from pipelines.train.strategies.groups import local
 from tests.ranks import run_ranks
 from tests.tables import DENSE, NEXT, SEQUENCE, contract_of, feature_table
-from tests.train.test_loop import assert_trained_alike, job_of, train
+from tests.train.test_loop import assert_trained_alike, interrupted, job_of, train
 
 LAYERS = {"network": "tests.networks:DoubleLayers"}
 DECODER = {"network": "tests.networks:DoubleDecoder"}
@@ -97,25 +97,6 @@ def test_ranks_learn_what_comes_next_as_one_process_does(
         assert trained[1][0].metrics == pytest.approx(decoder_alone[1][0].metrics, abs=1e-10)
 
 
-def interrupted_then(job: TrainJob) -> None:
-    """On a rank: stop without notice before step 7 of the first epoch."""
-    trainer = Trainer(job, torch.device("cpu"))
-    trainer.resume()
-    step, taken = trainer._step, []
-
-    def counting(*arguments: Any) -> None:
-        if len(taken) == 7:
-            raise InterruptedError
-        taken.append(0)
-        step(*arguments)
-
-    trainer._step = counting  # type: ignore[method-assign]
-    try:
-        trainer.run(lambda _: None)
-    except InterruptedError:
-        return
-
-
 @pytest.mark.parametrize(
     "strategy",
     [
@@ -134,10 +115,25 @@ def test_goes_on_inside_an_epoch_bit_for_bit(tmp_path: Path, snapshot: Snapshot,
     settings = {"strategy": strategy, "ranks": 2, "checkpoint": {"every_steps": 3}, "network": LAYERS, **ADAM}
     whole = run_ranks(2, train, job_of(tmp_path / "whole", snapshot, **settings))
     job = job_of(tmp_path / "parts", snapshot, **settings)
-    run_ranks(2, interrupted_then, job)
+    run_ranks(2, interrupted, job, 7)
     assert list(job.folder.glob("epoch-0000-step-*")), "it left a checkpoint"
     for trained, wanted in zip(run_ranks(2, train, job), whole, strict=True):
         assert_trained_alike(trained, wanted, atol=0, loss_atol=1e-12)
+
+
+@pytest.mark.parametrize(("ranks", "strategy"), [(1, "data_parallel"), (2, "data_parallel"), (2, "sharded")])
+def test_weights_with_two_names_are_learned_once(tmp_path: Path, snapshot: Snapshot, ranks: int, strategy: str) -> None:
+    def trained(*, named_twice: bool, ranks: int, strategy: str) -> Any:
+        network = {"network": "tests.networks:DoubleTied", "named_twice": named_twice}
+        folder = tmp_path / f"{named_twice}"
+        return run_ranks(
+            ranks, train, job_of(folder, snapshot, network=network, strategy=strategy, ranks=ranks, **ADAM)
+        )
+
+    (once,) = trained(named_twice=False, ranks=1, strategy="data_parallel")
+    for weights, epochs in trained(named_twice=True, ranks=ranks, strategy=strategy):
+        alike = {name: values for name, values in weights.items() if not name.startswith("second.")}
+        assert_trained_alike((alike, epochs), once, atol=1e-10, loss_atol=1e-10)
 
 
 def test_one_strategy_goes_on_where_another_stopped(tmp_path: Path, snapshot: Snapshot, alone: Any) -> None:

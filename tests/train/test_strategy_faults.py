@@ -7,9 +7,8 @@ seed is printed; HEADRACE_FAULT_SEED repeats a run with it.
 import contextlib
 import random
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -18,6 +17,7 @@ import pytest
 from pipelines.lake import runs_path
 from pipelines.stage import Made
 from tests.faults import SEED
+from tests.train.conftest import killed_at
 
 SETTINGS: dict[str, Any] = {"batch_size": 8, "epochs": 4, "timeout_s": 30, "threads": 1, "max_restarts": 3}
 STRATEGIES: list[tuple[int, Any]] = [
@@ -43,7 +43,17 @@ def name_of(strategy: Any) -> str:
     return "-".join(str(x["name"] if isinstance(x, dict) else x) for x in strategy.values())
 
 
-def rank_processes() -> list[psutil.Process]:
+def killed(generator: random.Random, after_s: float) -> contextlib.AbstractContextManager[list[int]]:
+    """Kill one of the processes that long after the body began, or once there is one."""
+
+    def victim() -> psutil.Process | None:
+        processes = forked_processes()
+        return generator.choice(processes) if processes else None
+
+    return killed_at(after_s, victim)
+
+
+def forked_processes() -> list[psutil.Process]:
     """The ranks, and the children of those that keep one; all forked from here."""
     here = psutil.Process()
     found = []
@@ -52,29 +62,6 @@ def rank_processes() -> list[psutil.Process]:
             if process.cmdline() == here.cmdline():
                 found.append(process)
     return found
-
-
-@contextlib.contextmanager
-def killed(generator: random.Random, after_s: float) -> Iterator[list[int]]:
-    """Kill one of the processes that long after the body began, or once there is one."""
-    done, pids = threading.Event(), list[int]()
-
-    def kill() -> None:
-        until = time.monotonic() + after_s
-        while not done.wait(max(0.01, until - time.monotonic())):
-            if processes := rank_processes():
-                chosen = generator.choice(processes)
-                with contextlib.suppress(psutil.Error):
-                    chosen.kill()
-                    return pids.append(chosen.pid)
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    try:
-        yield pids
-    finally:
-        done.set()
-        thread.join()
 
 
 SHORT = ("sharded", "pipeline_parallel", "diloco", "parameter_server-2")

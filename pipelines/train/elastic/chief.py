@@ -5,6 +5,7 @@ import struct
 import threading
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,7 +27,7 @@ class LostWeights(Exception):
     """Who held weights came back without them: all go back to the last checkpoint."""
 
 
-class Chief(Trainer):
+class Chief(Trainer, ABC):
     """Gives out parts of an epoch and notes those that are done. `dist` is initialized, of this process alone."""
 
     def __init__(self, job: TrainJob, device: torch.device) -> None:
@@ -58,17 +59,17 @@ class Chief(Trainer):
         """Whether all that is noted is learned, so that a checkpoint can be left."""
         return True
 
+    @abstractmethod
     def _look(self) -> None:
         """Now and then: see whether the weights are still held.
 
         Raises:
             LostWeights: They are not.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def _gather(self) -> None:
         """Have the network as it is learned by now."""
-        raise NotImplementedError
 
     def _accepts(self, asked: Mapping[str, Any]) -> bool:
         """Whether a part counts as done, as it was done."""

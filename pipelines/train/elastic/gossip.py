@@ -54,7 +54,7 @@ class GossipChief(Chief):
         """The network is the average by weights, with the optimizer's state of one of the peers."""
         parcels = self._parcels()
         self._weight = sum(parcel.weight for parcel in parcels)
-        held = _held_once(self)
+        held = self.strategy.held()
         for name, tensor in held.items():
             values = [parcel.tensors[f"model.{name}"] for parcel in parcels]
             shares = [parcel.weight / self._weight for parcel in parcels]
@@ -145,7 +145,7 @@ class GossipWorker(Worker):
         self._every_steps, self._steps = job.train.strategy.every_steps, 0
         peers = range(1, job.train.ranks)
         self._others = {other: Peer(job.folder, rank, other) for other in peers if other != rank}
-        averaged = {name: tensor for name, tensor in _held_once(self).items() if tensor.is_floating_point()}
+        averaged = {name: tensor for name, tensor in self.strategy.held().items() if tensor.is_floating_point()}
         self._average = PushSum(rank, peers, averaged, self._deliver)
         self._lock = threading.Lock()  # around what changes the network
         self._is_new = True  # until the chief knows that this network is one of the run's
@@ -167,7 +167,7 @@ class GossipWorker(Worker):
             answer = _state_of(peer, self, is_whole=True)
             if answer is not None:
                 with torch.no_grad():
-                    for name, tensor in _held_once(self).items():
+                    for name, tensor in self.strategy.held().items():
                         tensor.copy_(answer.tensors[f"model.{name}"])
                 _take_over_optimizer(self, answer)
                 self._is_new = answer.header["is_new"]
@@ -228,7 +228,7 @@ class GossipWorker(Worker):
     def _state(self, _: int, message: Message) -> Message:
         """What this peer holds by now; with the optimizer's state where the `whole` is wanted."""
         with self._lock:
-            held = _held_once(self)
+            held = self.strategy.held()
             mixed, weight = self._average.snapshot()
             tensors = checkpoint.model_tensors({**held, **mixed})
             header: dict[str, Any] = {"weight": weight, "is_new": self._is_new}
@@ -261,13 +261,6 @@ def _take_over_optimizer(trainer: Trainer, answer: Message) -> None:
     checkpoint.put_back_optimizer(values, answer.header["groups"], trainer.strategy.held(), trainer.optimizer)
     if trainer.schedule is not None:
         trainer.schedule.load_state_dict(answer.header["schedule"])
-
-
-def _held_once(trainer: Trainer) -> dict[str, Tensor]:
-    """Parameters and buffers, those with several names by the first."""
-    first: dict[int, str] = {}
-    held = trainer.strategy.held()
-    return {name: tensor for name, tensor in held.items() if first.setdefault(id(tensor), name) == name}
 
 
 def _norm(tensors: Mapping[str, Tensor]) -> float:

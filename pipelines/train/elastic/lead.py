@@ -64,7 +64,12 @@ class LeadServer(Chief):
         for rank, server in self._others.items():
             held = {name: self.strategy.held()[name] for name in self._names[rank]}
             tensors = checkpoint.model_tensors(held) | checkpoint.optimizer_tensors(held, self.optimizer)
-            header = {"run": self._run_id, "groups": groups, "schedule": schedule}
+            header = {
+                "run": self._run_id,
+                "groups": groups,
+                "schedule": schedule,
+                "total_steps": self.total_steps,
+            }
             server.call("load", Message(header, tensors), patience_s=self.train.timeout_s)
         return found
 

@@ -26,13 +26,12 @@ class PartServer:
     Args:
         job: What is trained.
         rank: This one.
-        total_steps: Updates of the whole run.
     """
 
-    def __init__(self, job: TrainJob, rank: int, *, total_steps: int) -> None:
-        assert job.snapshot.contract is not None and isinstance(job.train.strategy, ParameterServer)
-        self._job, self._options, self._total_steps = job, job.train.strategy, total_steps
-        self._held = build_network(job.model, job.snapshot.contract).state_dict(keep_vars=True)
+    def __init__(self, job: TrainJob, rank: int) -> None:
+        assert isinstance(job.train.strategy, ParameterServer), "the others have one server"
+        self._job, self._options = job, job.train.strategy
+        self._held = checkpoint.held_by(build_network(job.model, job.contract))
         self._lock, self._run_id, self._ticks = threading.Lock(), "", 0
         self._store: Store | None = None
         answers = {
@@ -63,7 +62,7 @@ class PartServer:
             for name, tensor in held.items():
                 tensor.copy_(weights[name])
             optimizer = make_optimizer(self._job.train, list(held.values()))
-            schedule = make_schedule(self._job.train, optimizer, total_steps=self._total_steps)
+            schedule = make_schedule(self._job.train, optimizer, total_steps=asked["total_steps"])
             checkpoint.put_back_optimizer(state, asked["groups"], held, optimizer)
             if schedule is not None:
                 schedule.load_state_dict(asked["schedule"])

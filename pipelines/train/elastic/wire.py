@@ -125,7 +125,6 @@ class Peer:
     def __init__(self, folder: Path, own: int, rank: int) -> None:
         self._folder, self._rank = folder, rank
         self._identity = Identity.read(folder, own)
-        self._address: Address | None = None
         self._channel: grpc.Channel | None = None
 
     def call(

@@ -1,6 +1,7 @@
 """A rank that takes leases on parts of an epoch, and has the chief note what it did."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -23,7 +24,7 @@ from pipelines.train.traffic import traffic
 WAIT_S = 0.05  # where there is nothing to do, as while the chief validates
 
 
-class Worker(Trainer):
+class Worker(Trainer, ABC):
     """Goes through the parts that it is leased. `dist` is initialized, of this process alone.
 
     Args:
@@ -67,9 +68,9 @@ class Worker(Trainer):
         """Whether this rank can go on."""
         return True
 
+    @abstractmethod
     def _train_on(self, batch: Batch, lease: Lease) -> int | None:
         """Do a part and have it noted. Where the lease ends by now; None where it was lost."""
-        raise NotImplementedError
 
     def _do(self, lease: Lease) -> None:
         self._turn_to(lease)

@@ -30,7 +30,7 @@ def make_strategy(network: nn.Module, setting: Setting) -> Strategy:
         from pipelines.train.strategies.pipeline_parallel import PipelineParallel
 
         return PipelineParallel(network, setting, options)
-    if isinstance(options, config.LocalSGD | config.DiLoCo):
+    if isinstance(options, config.Local):
         from pipelines.train.strategies.local_sgd import Local
 
         return Local(network, setting, options)

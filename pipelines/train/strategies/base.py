@@ -66,7 +66,7 @@ class Strategy:
         self.network, self.train, self.objective = network, setting.train, setting.objective
         self.device, self.clock = setting.device, setting.clock
         self.parallel = self._spread(network)
-        self.parameters = list(self.held_parameters().values())
+        self.parameters = [tensor for tensor in self.held().values() if tensor.requires_grad]
         self._weights: dict[float, Tensor] = {}
 
     def _spread(self, network: nn.Module) -> nn.Module:
@@ -78,8 +78,7 @@ class Strategy:
         drawn_from = generators.states(self.device)
         tensors = self.objective.zeros()
         self.network.eval()
-        outputs = self.objective.outputs(self.parallel, *self.objective.inputs(tensors))
-        loss = self.objective.loss(outputs, tensors, (1,))
+        _, loss = self.objective.of(self.parallel, tensors, (1,))
         loss.backward(torch.zeros_like(loss))  # type: ignore[no-untyped-call]
         self._forget_gradients()
         generators.put_back(drawn_from, self.device)
@@ -96,8 +95,7 @@ class Strategy:
                 if not part.rows:
                     self.network.eval()  # batch statistics of a row that does not count must not be kept
                 self.clock.enter("forward")
-                given = self.objective.outputs(self.parallel, *self.objective.inputs(part.tensors))
-                loss = self.objective.loss(given, part.tensors, part.lane_rows)
+                given, loss = self.objective.of(self.parallel, part.tensors, part.lane_rows)
                 if not number:
                     self._forget_gradients()
                 self.clock.enter("backward")
@@ -113,16 +111,17 @@ class Strategy:
 
     def evaluate(self, batch: Batch, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
         """Outputs and the summed loss of this rank's rows; None where it has none."""
-        if not batch.rows:
-            return None
-        outputs = self.objective.outputs(self.network, *self.objective.inputs(tensors))
-        return outputs, self.objective.loss(outputs, tensors, batch.lane_rows)
+        return self.objective.of(self.network, tensors, batch.lane_rows) if batch.rows else None
 
     def optimize(self, optimizer: Optimizer) -> None:
         """Move this rank's parameters."""
         if self.train.clip_grad_norm:
-            nn.utils.clip_grad_norm_(self.parameters, self.train.clip_grad_norm)
+            self._clip(self.train.clip_grad_norm)
         optimizer.step()
+
+    def _clip(self, limit: float) -> None:
+        """Scale gradients so that the norm of the whole gradient is at most that."""
+        nn.utils.clip_grad_norm_(self.parameters, limit)
 
     def after_step(self, *, is_last: bool) -> None:
         """Behind the optimizer, at every step of an epoch; collective."""
@@ -134,11 +133,7 @@ class Strategy:
 
     def held(self) -> dict[str, Tensor]:
         """Parameters and buffers that this rank holds, by their names in the whole network."""
-        return self.network.state_dict(keep_vars=True)
-
-    def held_parameters(self) -> dict[str, Tensor]:
-        """Those of `held` that learn."""
-        return {name: tensor for name, tensor in self.held().items() if tensor.requires_grad}
+        return checkpoint.held_by(self.network)
 
     def saved(self, optimizer: Optimizer) -> dict[str, Tensor]:
         """What this rank writes into a checkpoint; collective."""

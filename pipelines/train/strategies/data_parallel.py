@@ -21,7 +21,7 @@ class DataParallel(Strategy):
     def __init__(self, network: nn.Module, setting: Setting, options: Options) -> None:
         self.data_rank, self.data_ranks = dist.get_rank(), dist.get_world_size()
         super().__init__(network, setting)
-        self._hook = make_hook(options.hook, self.data_ranks)
+        self._hook = make_hook(options.hook)
         self.clock.follow(network)
 
     def _spread(self, network: nn.Module) -> nn.Module:

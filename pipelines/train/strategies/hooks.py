@@ -17,8 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 from pipelines.config import strategies as config
 from pipelines.errors import ConfigError
 
-_CHUNK = 512  # numbers that share a scale; D. Alistarh et al. use as many
-
 
 class Hook(Protocol):
     """A way of exchanging gradients, with what it holds back between steps."""
@@ -33,7 +31,7 @@ class Hook(Protocol):
         """Go on from that."""
 
 
-def make_hook(options: config.Hook, ranks: int) -> Hook | None:
+def make_hook(options: config.Hook) -> Hook | None:
     """The hook of the config; None where gradients are exchanged as they are."""
     if isinstance(options, config.Half):
         return Half(options.name)
@@ -109,12 +107,28 @@ def _powersgd(state: powerSGD_hook.PowerSGDState, bucket: GradBucket) -> Future[
     return future
 
 
-class _WithErrors:
-    """What a lossy hook leaves out is added to the next gradient of the same bucket."""
+class TopK:
+    """The numbers of largest magnitude and their places, gathered from all ranks (Y. Lin et al., Deep gradient
+    compression, ICLR 2018; S. Stich et al., Sparsified SGD with memory, NeurIPS 2018). What is left out is added to the
+    next gradient of the same bucket.
 
-    def __init__(self) -> None:
-        self.step = 0
+    Args:
+        share: Of a bucket's numbers, once warm.
+        warmup_steps: Over which the share falls from 1 to that, by the same factor a step.
+    """
+
+    def __init__(self, share: float, warmup_steps: int) -> None:
+        self._share, self._warmup_steps, self.step = share, warmup_steps, 0
         self._errors: dict[int, Tensor] = {}
+
+    def register(self, network: DistributedDataParallel) -> None:
+        """See `Hook`."""
+        network.register_comm_hook(self, _topk)
+
+    def num(self, size: int) -> int:
+        """How many of a bucket's numbers are sent at this step."""
+        warmth = min(1.0, self.step / self._warmup_steps) if self._warmup_steps else 1.0
+        return max(1, round(size * float(self._share**warmth)))
 
     def with_error(self, bucket: GradBucket) -> Tensor:
         """The bucket's gradients and what was left out before."""
@@ -136,29 +150,6 @@ class _WithErrors:
         """See `Hook`."""
         self.step = int(state["step"])
         self._errors = {int(k.split(".")[1]): x for k, x in state.items() if k.startswith("error.")}
-
-
-class TopK(_WithErrors):
-    """The numbers of largest magnitude and their places, gathered from all ranks (Y. Lin et al., Deep gradient
-    compression, ICLR 2018; S. Stich et al., Sparsified SGD with memory, NeurIPS 2018).
-
-    Args:
-        share: Of a bucket's numbers, once warm.
-        warmup_steps: Over which the share falls from 1 to that, by the same factor a step.
-    """
-
-    def __init__(self, share: float, warmup_steps: int) -> None:
-        super().__init__()
-        self._share, self._warmup_steps = share, warmup_steps
-
-    def register(self, network: DistributedDataParallel) -> None:
-        """See `Hook`."""
-        network.register_comm_hook(self, _topk)
-
-    def num(self, size: int) -> int:
-        """How many of a bucket's numbers are sent at this step."""
-        warmth = min(1.0, self.step / self._warmup_steps) if self._warmup_steps else 1.0
-        return max(1, round(size * float(self._share**warmth)))
 
 
 def _topk(state: TopK, bucket: GradBucket) -> Future[Tensor]:
@@ -205,7 +196,9 @@ class QSGD:
     def encode(self, numbers: Tensor) -> Tensor:
         """Scales of the chunks and the steps, packed into bytes. Shape (n,) to (bytes,)."""
         top = 2 ** (self.bits - 1) - 1
-        chunks = torch.nn.functional.pad(numbers.float(), (0, -len(numbers) % _CHUNK)).view(-1, _CHUNK)
+        chunks = torch.nn.functional.pad(numbers.float(), (0, -len(numbers) % config.QSGD_CHUNK)).view(
+            -1, config.QSGD_CHUNK
+        )
         scales = chunks.abs().amax(dim=1, keepdim=True)
         noise = torch.rand(chunks.shape, generator=self.generator).to(chunks.device)
         steps = torch.floor(chunks / scales.clamp(min=torch.finfo(torch.float32).tiny) * top + noise) + top
@@ -215,11 +208,11 @@ class QSGD:
 
     def decode(self, message: Tensor, num: int) -> Tensor:
         """The numbers again. Shape (bytes,) to (num,)."""
-        top, chunks = 2 ** (self.bits - 1) - 1, -(-num // _CHUNK)
+        top, chunks = 2 ** (self.bits - 1) - 1, -(-num // config.QSGD_CHUNK)
         scales, packed = message[: 4 * chunks].view(torch.float32), message[4 * chunks :]
         shifts = self.bits * torch.arange(8 // self.bits, dtype=torch.uint8, device=message.device)
         steps = (packed[:, None] >> shifts) & (2**self.bits - 1)
-        numbers: Tensor = (steps.view(chunks, _CHUNK).float() - top) * (scales[:, None] / top)
+        numbers: Tensor = (steps.view(chunks, config.QSGD_CHUNK).float() - top) * (scales[:, None] / top)
         return numbers.view(-1)[:num]
 
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pipelines.config.strategies import DiLoCo, LocalSGD
+from pipelines.config import strategies as config
 from pipelines.stream import Batch
 from pipelines.train import checkpoint
 from pipelines.train.checkpoint import Saved
@@ -25,15 +25,15 @@ class Local(Strategy):
     each rank's own.
     """
 
-    def __init__(self, network: nn.Module, setting: Setting, options: LocalSGD | DiLoCo) -> None:
+    def __init__(self, network: nn.Module, setting: Setting, options: config.Local) -> None:
         self.data_rank, self.data_ranks = dist.get_rank(), dist.get_world_size()
         super().__init__(network, setting)
         self._every_steps, self._warmup_steps = options.every_steps, options.warmup_steps
         self._together = [tensor.detach().clone() for tensor in self._averaged()]  # as all ranks had them last
-        self._outer = self._outer_optimizer(options) if isinstance(options, DiLoCo) else None
+        self._outer = self._outer_optimizer(options) if isinstance(options, config.DiLoCo) else None
         self._steps = self._rows = self._own_rows = self._alone = 0
 
-    def _outer_optimizer(self, options: DiLoCo) -> torch.optim.SGD:
+    def _outer_optimizer(self, options: config.DiLoCo) -> torch.optim.SGD:
         self._together = [tensor.requires_grad_() for tensor in self._together]
         return torch.optim.SGD(
             self._together, lr=options.outer_lr, momentum=options.outer_momentum, nesterov=options.outer_momentum > 0

@@ -11,12 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
-from torch.optim import Optimizer
 
 from pipelines.assignment import cut
 from pipelines.config.strategies import PipelineParallel as Options
 from pipelines.errors import ConfigError
-from pipelines.models.build import Layered
+from pipelines.models.build import Layered, learns
 from pipelines.stream import Batch
 from pipelines.stream.plan import assign_lanes
 from pipelines.train import generators
@@ -152,7 +151,7 @@ class PipelineParallel(Strategy):
         if not rows or not self.counts:
             return None
         outputs = outputs.detach()[:rows]
-        return outputs, self.objective.loss(outputs, tensors, (rows,))
+        return outputs, self.objective.loss(outputs, tensors)
 
     def _loss(self, outputs: Tensor, rows: Tensor) -> Tensor:
         """Of a part, given the numbers of its rows in the batch; what is behind the last row does not count."""
@@ -160,13 +159,10 @@ class PipelineParallel(Strategy):
         if not num:
             return outputs.sum() * 0.0
         labels = {name: tensor[int(rows[0]) : int(rows[0]) + num] for name, tensor in self._labels.items()}
-        return self.objective.loss(outputs[:num], labels, (num,)) * self._row_weight
+        return self.objective.loss(outputs[:num], labels) * self._row_weight
 
-    def optimize(self, optimizer: Optimizer) -> None:
-        """The norm is that of the whole gradient."""
-        if self.train.clip_grad_norm:
-            clip_global_norm(self.parameters, self.train.clip_grad_norm, copies=lambda _: self.data_ranks)
-        optimizer.step()
+    def _clip(self, limit: float) -> None:
+        clip_global_norm(self.parameters, limit, copies=lambda _: self.data_ranks)
 
     def held(self) -> dict[str, Tensor]:
         """Those of this stage's layers."""
@@ -207,7 +203,7 @@ def _units(layers: Sequence[nn.Module]) -> list[nn.Module]:
     """Layers in runs that each begin with one that has parameters, but for what stands in front of the first such."""
     units: list[list[nn.Module]] = [[]]
     for layer in layers:
-        if any(True for _ in layer.parameters()) and any(True for x in units[-1] for _ in x.parameters()):
+        if learns(layer) and any(map(learns, units[-1])):
             units.append([])
         units[-1].append(layer)
     return [_Run(unit) for unit in units]

@@ -11,9 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.optim import Optimizer
 
-from pipelines.models.build import Layered
+from pipelines.models.build import Layered, learns
 from pipelines.stream import Batch
 from pipelines.train.strategies.base import Setting, Strategy
 from pipelines.train.strategies.groups import clip_global_norm
@@ -32,21 +31,18 @@ class Sharded(Strategy):
         is_mixed = self.objective.is_autocast
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if is_mixed else MixedPrecisionPolicy()
         for layer in network.layers_in_order() if isinstance(network, Layered) else ():
-            if any(True for _ in layer.parameters()):
+            if learns(layer):
                 fully_shard(layer, mesh=mesh, mp_policy=policy)
         fully_shard(network, mesh=mesh, mp_policy=policy)
         return network
 
     def evaluate(self, batch: Batch, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
         """All ranks compute, since they gather layers together; one without rows has no outputs."""
-        outputs = self.objective.outputs(self.network, *self.objective.inputs(tensors))
-        return (outputs, self.objective.loss(outputs, tensors, batch.lane_rows)) if batch.rows else None
+        found = self.objective.of(self.network, tensors, batch.lane_rows)
+        return found if batch.rows else None
 
-    def optimize(self, optimizer: Optimizer) -> None:
-        """The norm is that of the whole gradient."""
-        if self.train.clip_grad_norm:
-            clip_global_norm(self.parameters, self.train.clip_grad_norm, copies=lambda _: 1)
-        optimizer.step()
+    def _clip(self, limit: float) -> None:
+        clip_global_norm(self.parameters, limit, copies=lambda _: 1)
 
     def _writes(self, place: int) -> bool:
         return place % self.data_ranks == self.data_rank

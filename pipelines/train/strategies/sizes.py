@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from pipelines.models.build import Layered, Paired
+from pipelines.models.build import Layered, Paired, learns
 from pipelines.train.simulate import Size
 
 
@@ -50,7 +50,7 @@ def size_of(network: nn.Module, inputs: Sequence[Tensor]) -> Size:
 def _layers(network: nn.Module) -> list[nn.Module]:
     """Those that hold parameters."""
     layers = network.layers_in_order() if isinstance(network, Layered) else []
-    return [layer for layer in layers if any(True for _ in layer.parameters())]
+    return [layer for layer in layers if learns(layer)]
 
 
 def _summed(network: Paired, passed: dict[nn.Module, _Passed]) -> "list[int]":

@@ -8,7 +8,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
-from torch.optim import Optimizer
 
 from pipelines.config.strategies import TensorParallel as Options
 from pipelines.errors import ConfigError
@@ -53,11 +52,8 @@ class TensorParallel(Strategy):
         sum_gradients(self.parameters, self._mesh["data"].get_group())
         return found
 
-    def optimize(self, optimizer: Optimizer) -> None:
-        """The norm is that of the whole gradient."""
-        if self.train.clip_grad_norm:
-            clip_global_norm(self.parameters, self.train.clip_grad_norm, copies=self._copies)
-        optimizer.step()
+    def _clip(self, limit: float) -> None:
+        clip_global_norm(self.parameters, limit, copies=self._copies)
 
     def _copies(self, parameter: Tensor) -> int:
         is_cut = isinstance(parameter, DTensor) and parameter.placements[0].is_shard()
