@@ -154,6 +154,7 @@ HOW_NOT_WHAT = (  # settings of train that change how a network is learned, not 
     "ranks",
     "launcher",
     "device",
+    "compile",
     "threads",
     "prefetch_mb",
     "read_threads",
@@ -201,6 +202,11 @@ class Train(Section):
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: CUDA where every rank has one.")
     amp: bool = Field(default=True, description="bf16 autocast on CUDA devices.")
+    compile: bool = Field(
+        default=False,
+        description="Compile the network by torch.compile in front of the first step, which takes a rank up to half a minute "
+        "and a C++ compiler.",
+    )
     threads: Positive | None = Field(
         default=None,
         description="torch threads a rank. Default: its share of the machine's cores, less one that reads.",

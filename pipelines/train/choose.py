@@ -97,7 +97,7 @@ def _copies(job: TrainJob) -> int:
 
 def _step_s(job: TrainJob, device: torch.device, options: config.Strategy) -> float:
     """Seconds of a step on the slowest rank."""
-    train = job.train.model_copy(update={"strategy": options, "lanes": job.train.num_lanes})
+    train = job.train.model_copy(update={"strategy": options, "lanes": job.train.num_lanes, "compile": False})
     torch.manual_seed(job.seed)
     network = build_network(job.model, job.contract).to(device)
     objective, clock = _objective(job, network, device), StepClock(device)

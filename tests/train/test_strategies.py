@@ -1,5 +1,6 @@
 """However the ranks share the work, they learn what one process learns."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from pipelines.config.learning import Train
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, TrainingError
 from pipelines.lake import Snapshot
 from pipelines.models.build import build_network
 from pipelines.train.job import TrainJob
@@ -134,6 +135,22 @@ def test_weights_with_two_names_are_learned_once(tmp_path: Path, snapshot: Snaps
     for weights, epochs in trained(named_twice=True, ranks=ranks, strategy=strategy):
         alike = {name: values for name, values in weights.items() if not name.startswith("second.")}
         assert_trained_alike((alike, epochs), once, atol=1e-10, loss_atol=1e-10)
+
+
+def test_a_compiled_network_learns_the_same(tmp_path: Path, snapshot: Snapshot, alone: Any) -> None:
+    if not shutil.which("g++"):
+        pytest.skip("torch.compile takes a C++ compiler")
+    for trained in run_ranks(
+        2, train, job_of(tmp_path, snapshot, network=LAYERS, strategy="sharded", compile=True, **ADAM)
+    ):
+        assert_trained_alike(trained, alone, atol=1e-10, loss_atol=1e-10)
+
+
+def test_without_a_compiler_it_says_so(tmp_path: Path, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    with pytest.raises(TrainingError, match=r"train\.compile: wanted .*compiler found.*set compile: false"):
+        run_ranks(1, train, job_of(tmp_path, snapshot, network=LAYERS, compile=True))
 
 
 def test_one_strategy_goes_on_where_another_stopped(tmp_path: Path, snapshot: Snapshot, alone: Any) -> None:

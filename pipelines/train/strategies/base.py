@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pipelines.config.learning import Train
+from pipelines.errors import TrainingError, one_line
 from pipelines.stream import Batch
 from pipelines.train import checkpoint, generators
 from pipelines.train.checkpoint import Saved
@@ -66,6 +67,8 @@ class Strategy:
         self.network, self.train, self.objective = network, setting.train, setting.objective
         self.device, self.clock = setting.device, setting.clock
         self.parallel = self._spread(network)
+        if self.train.compile:
+            self.parallel.compile()
         self.parameters = [tensor for tensor in self.held().values() if tensor.requires_grad]
         self._weights: dict[float, Tensor] = {}
 
@@ -74,7 +77,22 @@ class Strategy:
         return network
 
     def settle(self) -> None:
-        """One pass without weight in front of the first step, which lays out what is laid out once; collective."""
+        """One pass without weight in front of the first step, which lays out what is laid out once; collective.
+
+        Raises:
+            TrainingError: The network cannot be compiled.
+        """
+        try:
+            self._settle()
+        except RuntimeError as error:
+            if not self.train.compile or not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+                raise
+            raise TrainingError(
+                f"train.compile: wanted a network that torch.compile takes, seen {one_line(str(error), limit=200)}; set "
+                "compile: false, or mend that"
+            ) from None
+
+    def _settle(self) -> None:
         drawn_from = generators.states(self.device)
         tensors = self.objective.zeros()
         self.network.eval()

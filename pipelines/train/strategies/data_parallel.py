@@ -28,13 +28,13 @@ class DataParallel(Strategy):
         device_ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(network, device_ids=device_ids)
 
-    def settle(self) -> None:
+    def _settle(self) -> None:
         """The buckets are laid out behind the first backward pass; only then comes the hook, which keeps things of each.
 
         The order of a sum over ranks depends on the buckets: a run that goes on from a checkpoint would else differ in
         the last bit from one that was never interrupted.
         """
-        super().settle()
+        super()._settle()
         if self._hook:
             self._hook.register(self.parallel)
 

@@ -116,7 +116,7 @@ class PipelineParallel(Strategy):
         dist.broadcast(told, 0)
         return told.tolist(), [*passed, given]
 
-    def settle(self) -> None:
+    def _settle(self) -> None:
         """One step without weight, in which the stages tell each other the shapes of what they send."""
         drawn_from = generators.states(self.device)
         self.network.eval()
