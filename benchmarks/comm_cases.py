@@ -11,6 +11,7 @@ from benchmarks.comm_jobs import WORKLOADS
 from benchmarks.jobs import with_settings
 from benchmarks.links import Links
 from benchmarks.ranks import Watched, run_ranks, sum_buckets, train_steps, train_whole
+from pipelines.config.strategies import DataParallel, Local, PowerSGD, Strategy, TopK
 from pipelines.train.job import TrainJob
 from pipelines.train.simulate import Run
 
@@ -41,11 +42,11 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "diloco": {"name": "diloco", "every_steps": EVERY, "outer_lr": 1.0, "outer_momentum": 0.5},
     "parameter_server": {"name": "parameter_server"},
     "backup_workers": {"name": "backup_workers"},
+    "gossip": {"name": "gossip"},
 }
-RANKS = {"parameter_server": 3, "backup_workers": 4}  # two that train at a time, as in the others
+RANKS = {"parameter_server": 3, "backup_workers": 4, "gossip": 3}  # two that train at a time, as in the others
 LOCAL = ("local_sgd", "diloco")
 ON_FOUR = ("ddp", "powersgd", "topk", "sharded", "local_sgd")
-_WARM = {"powersgd": {"warmup_steps": 2}, "topk": {"warmup_steps": 0}}  # while steps are timed, by hook
 
 
 def ranks_of(strategy: str) -> int:
@@ -118,39 +119,58 @@ class Learned(NamedTuple):
 def cases() -> Iterator[Case]:
     """All that are timed."""
     for workload in WORKLOADS:
-        tried = [name for name in STRATEGIES if name not in workload.without]
         for rate in RATES:
-            yield from (Case(workload.name, strategy, rate, ranks_of(strategy)) for strategy in tried)
+            yield from (Case(workload.name, strategy, rate, ranks_of(strategy)) for strategy in STRATEGIES)
         yield from (Case(workload.name, strategy, "100mbit", 4) for strategy in ON_FOUR)
 
 
-def time_steps(links: Links, job: TrainJob, case: Case) -> Timed:
-    """Steps of an epoch's beginning; of local methods those from one exchange to the next."""
-    options = dict(STRATEGIES[case.strategy])
-    if "hook" in options:
-        options["hook"] = options["hook"] | _WARM.get(options["hook"]["name"], {})
-    local = case.strategy in LOCAL
-    steps = range(EVERY, 2 * EVERY) if local else range(FIRST, FIRST + STEPS[case.rate])
-    links.set_rate(RATES[case.rate])
-    told = with_settings(job, ranks=case.ranks, strategy=options)
-    seen: list[Watched] = run_ranks(links, case.ranks, train_steps, told, steps, answers=told.train.is_elastic)
-    step_s = max(rank.seconds for rank in seen) / len(steps)
+def time_case(links: Links, job: TrainJob, case: Case) -> Timed:
+    """Steps of a case."""
+    told = with_settings(job, ranks=case.ranks, strategy=STRATEGIES[case.strategy])
+    return time_steps(links, told, case.rate, name=str(case), network=case.network)
+
+
+def time_steps(links: Links, job: TrainJob, rate: str, *, name: str, network: str) -> Timed:
+    """Steps of an epoch's beginning; of local methods those from one exchange to the next.
+
+    Args:
+        job: Freshly made by `with_settings`.
+        rate: Of the links.
+        name: Of the run.
+        network: Whose it is.
+    """
+    strategy, ranks = job.train.strategy, job.train.ranks
+    is_local = isinstance(strategy, Local)
+    steps = range(FIRST, FIRST + STEPS[rate])
+    if is_local:
+        steps = range(strategy.every_steps, 2 * strategy.every_steps)
+    links.set_rate(RATES[rate])
+    told = job.model_copy(update={"train": job.train.model_copy(update={"strategy": _warm(strategy)})})
+    seen: list[Watched] = run_ranks(links, ranks, train_steps, told, steps, answers=job.train.is_elastic)
     run = Run(
-        name=str(case),
-        network=case.network,
-        strategy=told.train.strategy,
-        ranks=case.ranks,
-        rows=told.train.batch_size,
-        bytes_per_s=RATES[case.rate] * 1e6 / 8,
-        ranks_per_core=case.ranks / (os.cpu_count() or 1),
-        step_s=step_s,
+        name=name,
+        network=network,
+        strategy=strategy,
+        ranks=ranks,
+        rows=job.train.batch_size,
+        bytes_per_s=RATES[rate] * 1e6 / 8,
+        ranks_per_core=ranks / (os.cpu_count() or 1),
+        step_s=max(rank.seconds for rank in seen) / len(steps),
     )
     return Timed(
         run,
-        _sent(seen, case.ranks) / len(steps),
+        seen[0].sent / ranks / len(steps),
         [rank.losses for rank in seen],
-        _spread(seen[0]) if local else 0.0,
+        _spread(seen[0]) if is_local else 0.0,
     )
+
+
+def _warm(strategy: Strategy) -> Strategy:
+    """With a hook's warm-up cut short."""
+    if isinstance(strategy, DataParallel) and isinstance(strategy.hook, PowerSGD | TopK):
+        warmed = {"warmup_steps": 2 if isinstance(strategy.hook, PowerSGD) else 0}
+        return strategy.model_copy(update={"hook": strategy.hook.model_copy(update=warmed)})
+    return strategy
 
 
 def time_alone(links: Links, job: TrainJob, network: str, times: int) -> Run:
@@ -167,11 +187,6 @@ def time_alone(links: Links, job: TrainJob, network: str, times: int) -> Run:
         bytes_per_s=RATES["1gbit"] * 1e6 / 8,
         step_s=seen[0].seconds / STEPS["1gbit"],
     )
-
-
-def _sent(seen: list[Watched], ranks: int) -> float:
-    """The mean over ranks; where one alone tells of it, the others speak with none but this one."""
-    return sum(rank.sent + (rank.received if len(seen) == 1 else 0) for rank in seen) / ranks
 
 
 def _spread(seen: Watched) -> float:
@@ -192,7 +207,7 @@ def learn(links: Links, job: TrainJob, case: Case) -> Learned:
     told = with_settings(job, ranks=case.ranks, strategy=STRATEGIES[case.strategy])
     seen: list[Watched] = run_ranks(links, case.ranks, train_whole, told, answers=told.train.is_elastic)
     judged_by = next(workload.judged_by for workload in WORKLOADS if workload.name == case.network)
-    return Learned(judged_by, seen[0].epochs[-1].metrics[f"validation_{judged_by}"], _sent(seen, case.ranks))
+    return Learned(judged_by, seen[0].epochs[-1].metrics[f"validation_{judged_by}"], seen[0].sent / case.ranks)
 
 
 def differing(timed: dict[Case, Timed]) -> list[str]:

@@ -21,14 +21,12 @@ class Workload:
         judged_by: What it is judged by behind the last epoch.
         path: Of the config.
         overrides: Of it.
-        without: Strategies that are not tried with it.
     """
 
     name: str
     judged_by: str
     path: str
     overrides: tuple[str, ...]
-    without: tuple[str, ...] = ()
 
 
 WORKLOADS = (
@@ -50,7 +48,6 @@ WORKLOADS = (
         "loss",
         "conf/shakespeare.yaml",
         ("train.threads=1",),
-        without=("bf16", "powersgd_4", "qsgd_4bit", "backup_workers"),
     ),
 )
 

@@ -16,10 +16,13 @@ import torch._dynamo  # what optimizers and DDP import when they are first used
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.links import INTERFACE, Links, wire_bytes
+from benchmarks.links import INTERFACE, Links
+from pipelines.config.strategies import Gossip
 from pipelines.stream import Batch
 from pipelines.stream.memory import keep_freed_memory
+from pipelines.train.elastic.chief import Chief
 from pipelines.train.elastic.client import Client
+from pipelines.train.elastic.gossip import GossipChief, GossipWorker
 from pipelines.train.elastic.lead import LeadServer
 from pipelines.train.job import EpochResult, TrainJob
 from pipelines.train.loop import Trainer
@@ -30,16 +33,15 @@ _PORT, _TIMEOUT_S = 29500, 900
 
 
 class Mark(NamedTuple):
-    """Where a rank is: its clock, and the bytes that passed its interface."""
+    """A moment: this rank's clock, and the bytes that all ranks have sent."""
 
     seconds: float
-    received: int
     sent: int
 
     @classmethod
-    def now(cls) -> "Mark":
-        """Of this rank."""
-        return cls(time.perf_counter(), *wire_bytes())
+    def now(cls, links: Links) -> "Mark":
+        """Now."""
+        return cls(time.perf_counter(), links.sent_bytes())
 
 
 @dataclass
@@ -65,13 +67,8 @@ class Watched:
 
     @property
     def sent(self) -> int:
-        """Bytes, from the first mark to the last."""
+        """Bytes of all ranks, from the first mark to the last."""
         return self.marks[-1].sent - self.marks[0].sent
-
-    @property
-    def received(self) -> int:
-        """Bytes, from the first mark to the last."""
-        return self.marks[-1].received - self.marks[0].received
 
 
 class _Enough(Exception):
@@ -79,72 +76,84 @@ class _Enough(Exception):
 
 
 class _WatchedTrainer(Trainer):
-    """Trains up to the end of `steps`, and looks at the interface behind each of them."""
+    """Trains up to the end of `steps`, and looks at the links behind each of them."""
 
-    def __init__(self, job: TrainJob, steps: range) -> None:
+    def __init__(self, job: TrainJob, links: Links, steps: range) -> None:
         super().__init__(job, torch.device("cpu"))
-        self.steps, self.watched = steps, Watched()
+        self.links, self.steps, self.watched = links, steps, Watched()
 
     def _step(self, batch: Batch, tally: Tally) -> None:
         if batch.step == self.steps.start:
-            self.watched.marks.append(Mark.now())
+            self.watched.marks.append(Mark.now(self.links))
         super()._step(batch, tally)
         if batch.step in self.steps:
-            self.watched.marks.append(Mark.now())
+            self.watched.marks.append(Mark.now(self.links))
             self.watched.losses.append(tally.mean_loss())
         if batch.step + 1 == self.steps.stop:
             raise _Enough
 
 
-class _WatchedLead(LeadServer):
-    """Takes what workers send up to the end of `steps`; a step is as many gradients as there are groups of lanes."""
+class _WatchedChief(Chief):
+    """Takes what workers did up to the end of `steps`; a step is as many parts as there are groups of lanes."""
 
-    def __init__(self, job: TrainJob, steps: range) -> None:
+    def __init__(self, job: TrainJob, links: Links, steps: range) -> None:
         super().__init__(job, torch.device("cpu"))
-        self.steps, self.watched, self._parts = steps, Watched(), 0
+        self.links, self.steps, self.watched, self._parts = links, steps, Watched(), 0
 
     def _count(self, asked: Mapping[str, Any]) -> None:
         super()._count(asked)
         self._parts += 1
         step, rest = divmod(self._parts, self.train.data_ranks)
         if not rest and step >= self.steps.start and step <= self.steps.stop:
-            self.watched.marks.append(Mark.now())
+            self.watched.marks.append(Mark.now(self.links))
 
     def _look(self) -> None:
         if self._parts >= self.steps.stop * self.train.data_ranks:
             raise _Enough
-        super()._look()
+        super()._look()  # type: ignore[safe-super]
 
 
-def train_steps(job: TrainJob, steps: range) -> Watched:
+class _WatchedLead(_WatchedChief, LeadServer):
+    pass
+
+
+class _WatchedGossip(_WatchedChief, GossipChief):
+    pass
+
+
+def train_steps(links: Links, job: TrainJob, steps: range) -> Watched:
     """On a rank: train the first steps of an epoch, of which `steps` are watched."""
     if job.train.is_elastic:
         _work_alone(job)
-        trainer: _WatchedTrainer | _WatchedLead = _WatchedLead(job, steps)
+        chief = _WatchedGossip if isinstance(job.train.strategy, Gossip) else _WatchedLead
+        trainer: _WatchedTrainer | _WatchedChief = chief(job, links, steps)
         trainer.resume()
     else:
-        trainer = _WatchedTrainer(job, steps)
+        trainer = _WatchedTrainer(job, links, steps)
     try:
         trainer.run(lambda _: None)
     except _Enough:
         if isinstance(network := trainer.strategy.parallel, DistributedDataParallel):
-            told = network._get_ddp_logging_data()[
-                "bucket_sizes"
-            ]  # those in use, whether or not they were laid out anew
+            # Those in use, whether or not they were laid out anew.
+            told = network._get_ddp_logging_data()["bucket_sizes"]
             trainer.watched.buckets = [int(size) for size in told.split(",")]
         return trainer.watched
     raise ValueError(f"wanted {steps.stop} steps, the epoch has {len(trainer.loader)}")
 
 
-def train_whole(job: TrainJob) -> Watched:
+def train_whole(links: Links, job: TrainJob) -> Watched:
     """On a rank: train all epochs; the marks stand around them."""
     if job.train.is_elastic:
         _work_alone(job)
-    trainer = (LeadServer if job.train.is_elastic else Trainer)(job, torch.device("cpu"))
+        trainer: Trainer = (GossipChief if isinstance(job.train.strategy, Gossip) else LeadServer)(
+            job, torch.device("cpu")
+        )
+    else:
+        trainer = Trainer(job, torch.device("cpu"))
     trainer.resume()
-    watched = Watched(marks=[Mark.now()])
+    watched = Watched(marks=[Mark.now(links)])
     trainer.run(watched.epochs.append)
-    watched.marks.append(Mark.now())
+    watched.marks.append(Mark.now(links))
     return watched
 
 
@@ -155,25 +164,25 @@ def _work_alone(job: TrainJob) -> None:
     dist.destroy_process_group()
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     if rank:
-        Client(job, torch.device("cpu"), rank).work()
+        (GossipWorker if isinstance(job.train.strategy, Gossip) else Client)(job, torch.device("cpu"), rank).work()
         signal.pause()
 
 
-def sum_buckets(buckets: list[int], repeats: int) -> Watched:
+def sum_buckets(links: Links, buckets: list[int], repeats: int) -> Watched:
     """On a rank: nothing but the exchange of buckets of so many bytes, as DistributedDataParallel starts them."""
     tensors = [torch.zeros(size // 4) for size in buckets]
-    watched = Watched(marks=[Mark.now()])
+    watched = Watched(marks=[Mark.now(links)])
     for _ in range(repeats):
         for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
             work.wait()
-        watched.marks.append(Mark.now())
+        watched.marks.append(Mark.now(links))
     return watched
 
 
 def run_ranks(
     links: Links, world: int, work: Callable[..., Any], *arguments: Any, on_loopback: bool = False, answers: int = 0
 ) -> list[Any]:
-    """What `work(*arguments)` gives on each rank, each behind a link of its own or all in one namespace.
+    """What `work(links, *arguments)` gives on each rank, each behind a link of its own or all in one namespace.
 
     Where not all answer, the others are ended once the first so many have.
 
@@ -236,7 +245,7 @@ def _rank(
             world_size=world,
             timeout=timedelta(seconds=_TIMEOUT_S),
         )
-        found = work(*arguments)
+        found = work(links, *arguments)
         dist.barrier()
         pipe.send(found)
         pipe.close()

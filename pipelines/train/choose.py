@@ -51,7 +51,7 @@ def choose(job: TrainJob, device: torch.device) -> Choice:
     network_mb, limit_mb = 4e-6 * size.parameters, _memory_mb(job, device)
     told, tried = [], dict[str, tuple[float, config.Strategy]]()
     fastest = float("inf")
-    for name, strategy in _candidates(job, network, objective):
+    for name, strategy in candidates(job, network, objective):
         held_mb = network_mb * _copies(job) / _parts(strategy, dist.get_world_size())
         least = exchange(strategy, size, ranks=job.train.ranks, rows=job.train.batch_size).path_bytes / link
         if held_mb > limit_mb:
@@ -70,8 +70,8 @@ def choose(job: TrainJob, device: torch.device) -> Choice:
     return Choice(strategy=tried[best][1], why=why)
 
 
-def _candidates(job: TrainJob, network: nn.Module, objective: Objective) -> Iterator[tuple[str, config.Strategy]]:
-    """By name, those that exchange least first."""
+def candidates(job: TrainJob, network: nn.Module, objective: Objective) -> Iterator[tuple[str, config.Strategy]]:
+    """What `auto` may stand for, by name; those that exchange least first."""
     options = job.train.strategy
     if isinstance(options, config.Auto) and options.lossy:
         yield "local_sgd", config.LocalSGD()

@@ -153,10 +153,8 @@ def exchange(strategy: config.Strategy, size: Size, *, ranks: int, rows: int) ->
                 2 * whole * workers / ranks, 2 * whole, 2 * strategy.servers, workers / strategy.servers * whole
             )
         case config.Gossip():
-            sent = whole / strategy.every_steps
-            return Exchange(
-                sent * (ranks - 1) / ranks, sent, 1 / strategy.every_steps
-            )  # to one peer; rank 0 has no network
+            # At most, to one peer each; rank 0 has no network, and nobody waits.
+            return Exchange(whole / strategy.every_steps * (ranks - 1) / ranks, 0.0, 0.0)
         case config.BackupWorkers():
             return Exchange(2 * whole * (ranks - 1) / ranks, 2 * whole * (ranks - 1), 2)
         case config.Auto():
