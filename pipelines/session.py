@@ -249,6 +249,7 @@ def stop_session() -> None:
         stop = threading.Thread(target=_stop, args=(spark,), daemon=True)
         stop.start()
         stop.join(STOP_S)
+        _forget_jvm()
     # A JVM that was interrupted while it started would wait for ever.
     jvms = [child for child in psutil.Process().children(recursive=True) if child.name() == "java"]
     for jvm in jvms:
@@ -260,6 +261,13 @@ def stop_session() -> None:
 def _stop(spark: "SparkSession") -> None:
     with contextlib.suppress(Exception):
         spark.stop()
+
+
+def _forget_jvm() -> None:
+    """The next session of this process starts another JVM."""
+    from pyspark import SparkContext
+
+    SparkContext._gateway = SparkContext._jvm = None
 
 
 def _packaged() -> Path:
