@@ -25,6 +25,7 @@ RANKS, BOUND = 2, 1.15
 
 def main() -> int:
     """Returns the exit code."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # gloo warns of addresses without a name
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that namespaces are removed then, too
     try:
         with Links(RANKS) as links:

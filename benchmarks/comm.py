@@ -53,6 +53,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--split", choices=["validation", "test"], default="test", help="on which runs are judged")
     split = parser.parse_args().split
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # gloo warns of addresses without a name
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that namespaces are removed then, too
     try:
         with Links(4) as links:

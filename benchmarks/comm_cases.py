@@ -11,7 +11,8 @@ from benchmarks.comm_jobs import WORKLOADS
 from benchmarks.jobs import with_settings
 from benchmarks.links import Links
 from benchmarks.ranks import Watched, run_ranks, sum_buckets, train_steps, train_whole
-from pipelines.config.strategies import DataParallel, Local, PowerSGD, Strategy, TopK
+from pipelines.config.strategies import Local
+from pipelines.train.choose import behind_warmup
 from pipelines.train.job import TrainJob
 from pipelines.train.simulate import Run
 
@@ -145,7 +146,7 @@ def time_steps(links: Links, job: TrainJob, rate: str, *, name: str, network: st
     if is_local:
         steps = range(strategy.every_steps, 2 * strategy.every_steps)
     links.set_rate(RATES[rate])
-    told = job.model_copy(update={"train": job.train.model_copy(update={"strategy": _warm(strategy)})})
+    told = job.model_copy(update={"train": job.train.model_copy(update={"strategy": behind_warmup(strategy)})})
     seen: list[Watched] = run_ranks(links, ranks, train_steps, told, steps, answers=job.train.is_elastic)
     run = Run(
         name=name,
@@ -163,14 +164,6 @@ def time_steps(links: Links, job: TrainJob, rate: str, *, name: str, network: st
         [rank.losses for rank in seen],
         _spread(seen[0]) if is_local else 0.0,
     )
-
-
-def _warm(strategy: Strategy) -> Strategy:
-    """With a hook's warm-up cut short."""
-    if isinstance(strategy, DataParallel) and isinstance(strategy.hook, PowerSGD | TopK):
-        warmed = {"warmup_steps": 2 if isinstance(strategy.hook, PowerSGD) else 0}
-        return strategy.model_copy(update={"hook": strategy.hook.model_copy(update=warmed)})
-    return strategy
 
 
 def time_alone(links: Links, job: TrainJob, network: str, times: int) -> Run:

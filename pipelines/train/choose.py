@@ -25,7 +25,7 @@ from pipelines.train.simulate import exchange
 from pipelines.train.strategies import Setting, make_strategy
 from pipelines.train.strategies.sizes import size_of
 
-TRIED_STEPS = 3  # of which the shortest counts, behind one that warms up
+FIRST_STEP, TRIED_STEPS = 3, 3  # behind those that warm up, so many of which the shortest counts
 _PROBE_BYTES = 1 << 22  # what the link is measured with
 
 
@@ -85,6 +85,14 @@ def candidates(job: TrainJob, network: nn.Module, objective: Objective) -> Itera
     yield "sharded", config.Sharded()
 
 
+def behind_warmup(strategy: config.Strategy) -> config.Strategy:
+    """With a hook's warm-up cut short: from its third step on it exchanges as in most of a run."""
+    if isinstance(strategy, config.DataParallel) and isinstance(strategy.hook, config.PowerSGD | config.TopK):
+        warmed = {"warmup_steps": 2 if isinstance(strategy.hook, config.PowerSGD) else 0}
+        return strategy.model_copy(update={"hook": strategy.hook.model_copy(update=warmed)})
+    return strategy
+
+
 def _parts(strategy: config.Strategy, ranks: int) -> int:
     """Among how many ranks the network is split."""
     return ranks if isinstance(strategy, config.Sharded) else config.group_size(strategy, ranks)
@@ -97,7 +105,9 @@ def _copies(job: TrainJob) -> int:
 
 def _step_s(job: TrainJob, device: torch.device, options: config.Strategy) -> float:
     """Seconds of a step on the slowest rank."""
-    train = job.train.model_copy(update={"strategy": options, "lanes": job.train.num_lanes, "compile": False})
+    train = job.train.model_copy(
+        update={"strategy": behind_warmup(options), "lanes": job.train.num_lanes, "compile": False}
+    )
     torch.manual_seed(job.seed)
     network = build_network(job.model, job.contract).to(device)
     objective, clock = _objective(job, network, device), StepClock(device)
@@ -115,7 +125,7 @@ def _step_s(job: TrainJob, device: torch.device, options: config.Strategy) -> fl
         strategy.optimize(optimizer)
         strategy.after_step(is_last=is_last)
 
-    seconds = min([_seconds(step, device) for _ in range(1 + TRIED_STEPS)][1:])
+    seconds = min([_seconds(step, device) for _ in range(FIRST_STEP + TRIED_STEPS)][FIRST_STEP:])
     if isinstance(options, config.Local):
         seconds += max(0.0, _seconds(lambda: step(is_last=True), device) - seconds) / options.every_steps
     return seconds
