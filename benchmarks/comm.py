@@ -9,6 +9,7 @@ network namespaces are not permitted, 1 where a goal is missed. docs/links.md ha
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import signal
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from benchmarks.links import Links, NotPermitted
-from benchmarks.report import Figure, at_least, at_most, report
+from benchmarks.report import FOLDER, Figure, at_least, at_most, report
 
 if TYPE_CHECKING:
     from benchmarks.comm_cases import Case, Learned, Timed
@@ -39,6 +40,7 @@ HELD_OUT = (  # of the cost model; named before any fit
     "ddp.100mbit.4_ranks",
     "local_sgd.100mbit.4_ranks",
     "parameter_server.100mbit",
+    "gossip.100mbit",
     "gpt.ddp.20mbit",
     "gpt.topk.100mbit",
     "gpt.tensor.1gbit",
@@ -74,16 +76,18 @@ def measure(links: Links, split: str) -> int:
     timed = {case: told(case, comm_cases.time_case(links, jobs[case.network], case)) for case in comm_cases.cases()}
     if differ := comm_cases.differing(timed):
         raise RuntimeError(f"wanted the same losses on any link, seen others in {', '.join(differ)}")
+    scaled = [
+        Figure("overlap", comm_cases.hidden_share(links, jobs["mlp"], "1gbit"), "share"),
+        Figure("overlap.100mbit", comm_cases.hidden_share(links, jobs["mlp"], "100mbit"), "share"),
+        at_least("weak_scaling", comm_cases.weak_scaling(links, jobs["mlp"]), "x", 1.6),
+    ]
+    scaled += simulated([seen.run for seen in timed.values()], alone, jobs, comm_cases.spread(timed))
+    print(*scaled, "what follows is not timed", sep="\n", file=sys.stderr, flush=True)
     learned = {
         case: told(case, comm_cases.learn(links, jobs[case.network], case)) for case in timed if case.is_first_link
     }
     figures = [figure for case, seen in timed.items() for figure in rows_of(case, seen, learned)]
-    figures += goals(timed, learned)
-    figures += [Figure("overlap", comm_cases.hidden_share(links, jobs["mlp"], "1gbit"), "share")]
-    figures += [Figure("overlap.100mbit", comm_cases.hidden_share(links, jobs["mlp"], "100mbit"), "share")]
-    figures += [at_least("weak_scaling", comm_cases.weak_scaling(links, jobs["mlp"]), "x", 1.6)]
-    figures += simulated([seen.run for seen in timed.values()], alone, jobs, comm_cases.spread(timed))
-    return report("comm", figures)
+    return report("comm", [*figures, *goals(timed, learned), *scaled])
 
 
 def told(case: "Case", seen: Seen) -> Seen:
@@ -129,11 +133,14 @@ def goals(timed: "dict[Case, Timed]", learned: "dict[Case, Learned]") -> list[Fi
 
 
 def simulated(runs: "list[Run]", alone: "list[Run]", jobs: "dict[str, TrainJob]", spread: float) -> list[Figure]:
-    """The cost model fitted to the runs that are not held out; it is left for `make simulate`."""
+    """The cost model fitted to the runs that are not held out; both are left, the model for `make simulate`."""
     from benchmarks.comm_jobs import size_of_job
     from pipelines.receipt import write_json
     from pipelines.train import simulate
 
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    seen = [run.model_dump(mode="json") for run in (*alone, *runs)]
+    (FOLDER / "comm_runs.json").write_text(json.dumps(seen, indent=1))
     sizes = {name: size_of_job(job) for name, job in jobs.items()}
     fitted = simulate.fit([*alone, *(run for run in runs if run.name not in HELD_OUT)], sizes, spread=spread)
     errors = {run.name: fitted.relative_error(run) for run in runs if run.name in HELD_OUT}

@@ -21,12 +21,14 @@ class Workload:
         judged_by: What it is judged by behind the last epoch.
         path: Of the config.
         overrides: Of it.
+        without: Strategies that are not tried with it.
     """
 
     name: str
     judged_by: str
     path: str
     overrides: tuple[str, ...]
+    without: tuple[str, ...] = ()
 
 
 WORKLOADS = (
@@ -48,6 +50,7 @@ WORKLOADS = (
         "loss",
         "conf/shakespeare.yaml",
         ("train.threads=1",),
+        without=("powersgd_4", "qsgd_4bit"),
     ),
 )
 
