@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYSPARK_PYTHON ?= $(CURDIR)/$(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help doctor setup demo run plan watch profile layout audit $(STAGES) leaderboard rollback clean ui test test-faults test-faults-strategies check check-fast format docs bench bench-loader bench-features bench-assignment bench-comm simulate
+.PHONY: help doctor setup demo run plan watch profile layout audit $(STAGES) leaderboard rollback clean ui test test-faults test-faults-strategies check check-fast format docs bench bench-loader bench-features bench-assignment bench-comm bench-auto simulate
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z$$()A-Z -]+:.*## / {sub(/\$$\(STAGES\)/, "<stage>", $$1); printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -103,6 +103,9 @@ bench-assignment: $(STAMP)  ## The exact solver: seconds, gaps, and the greedy r
 
 bench-comm: $(STAMP)  ## Strategies and hooks on links of 1 Gbit/s, 100 and 20 Mbit/s, and the cost model's error; as root
 	@$(BIN)/python -m benchmarks.comm $(ARGS)
+
+bench-auto: $(STAMP)  ## What train.strategy: auto takes on these links, beside the best; as root
+	@$(BIN)/python -m benchmarks.auto
 
 simulate: $(STAMP)  ## What each strategy would do on 2 to 1,024 nodes, by the cost model that bench-comm fitted
 	@$(BIN)/python -m pipelines.train.simulate

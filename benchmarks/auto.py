@@ -1,6 +1,6 @@
 """Whether `train.strategy: auto` takes the fastest: its choice on slow links, beside timed steps of all that it may take.
 
-    python -m benchmarks.auto
+    make bench-auto
 
 Two ranks behind links as in `benchmarks.comm`, two networks, three rates, with and without what learns something else:
 twelve cases. Exit code 77 where network namespaces are not permitted, 1 where a choice takes 15 % longer than the best.
