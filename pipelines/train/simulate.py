@@ -142,8 +142,8 @@ def exchange(strategy: config.Strategy, size: Size, *, ranks: int, rows: int) ->
             return cut + ring_sum(whole / group, ranks // group)
         case config.PipelineParallel():
             # What goes forward and what comes back pass each other, a part at a time, through all stages.
-            passed, turns = _NUMBER * size.boundary * rows * group / ranks, _turns(group)
-            across = Exchange(2 * passed * (group - 1) / group, passed * turns / _parts(group), turns)
+            part, turns = _NUMBER * size.boundary * _part_rows(rows * group / ranks, group), _turns(group)
+            across = Exchange(2 * part * _parts(group) * (group - 1) / group, part * turns, turns)
             return (across if group > 1 else _NOTHING) + ring_sum(whole / group, ranks // group)
         case config.LocalSGD() | config.DiLoCo():
             return ring_sum(whole, ranks).times(1 / strategy.every_steps)
@@ -164,6 +164,11 @@ def exchange(strategy: config.Strategy, size: Size, *, ranks: int, rows: int) ->
 def _parts(group: int) -> int:
     """Into which a pipeline cuts a batch."""
     return config.PARTS_A_STAGE * group
+
+
+def _part_rows(rows: float, group: int) -> int:
+    """Of each part, as many: what is behind the last row is filled up."""
+    return math.ceil(rows / _parts(group))
 
 
 def _turns(group: int) -> int:
@@ -221,10 +226,10 @@ def kind(strategy: config.Strategy) -> str:
 
 def _computing(strategy: config.Strategy, ranks: int, rows: int, compute: Compute) -> float:
     group, groups = config.group_size(strategy, ranks), max(1, config.num_groups(strategy, ranks))
-    seconds = rows / groups * compute.row_s / group
     if isinstance(strategy, config.PipelineParallel) and group > 1:
-        return compute.step_s + _turns(group) * (seconds / _parts(group) + compute.part_s)
-    return compute.step_s + compute.part_s + seconds
+        part_s = _part_rows(rows / groups, group) * compute.row_s / group + compute.part_s
+        return compute.step_s + _turns(group) * part_s
+    return compute.step_s + compute.part_s + rows / groups * compute.row_s / group
 
 
 def _wait_for_slowest(strategy: config.Strategy, ranks: int, spread: float) -> float:
