@@ -45,6 +45,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "backup_workers": {"name": "backup_workers"},
     "gossip": {"name": "gossip"},
 }
+NEVER = {"name": "local_sgd", "every_steps": 10**9}  # exchanges, so what computing and reading take alone
 RANKS = {"parameter_server": 3, "backup_workers": 4, "gossip": 3}  # two that train at a time, as in the others
 LOCAL = ("local_sgd", "diloco")
 ON_FOUR = ("ddp", "powersgd", "topk", "sharded", "local_sgd")
@@ -219,24 +220,23 @@ def hidden_share(links: Links, job: TrainJob, rate: str) -> float:
     """Share of the exchange that is hidden behind backward: (steps without it + it alone - steps with it) / it alone."""
     links.set_rate(RATES[rate])
     steps = range(FIRST, FIRST + STEPS[rate])
-    never = {"name": "local_sgd", "every_steps": 10**9}
     shares = []
     for _ in range(TURNS):
         whole: list[Watched] = run_ranks(links, 2, train_steps, with_settings(job, ranks=2), steps)
-        without = run_ranks(links, 2, train_steps, with_settings(job, ranks=2, strategy=never), steps)
+        without = run_ranks(links, 2, train_steps, with_settings(job, ranks=2, strategy=NEVER), steps)
         alone = run_ranks(links, 2, sum_buckets, whole[0].buckets, len(steps))
         takes = max(rank.seconds for rank in alone)
         shares.append((max(rank.seconds for rank in without) + takes - max(rank.seconds for rank in whole)) / takes)
     return statistics.median(shares)
 
 
-def weak_scaling(links: Links, job: TrainJob) -> float:
+def weak_scaling(links: Links, job: TrainJob, strategy: dict[str, Any]) -> float:
     """Rows/s of two ranks on loopback over those of one, 256 rows a rank and a thread each; the median of some turns."""
     ratios = []
     for _ in range(TURNS):
         seconds = []
         for ranks in (1, 2):
-            told = with_settings(job, ranks=ranks, batch_size=ranks * ROWS)
+            told = with_settings(job, ranks=ranks, batch_size=ranks * ROWS, strategy=strategy)
             seen: list[Watched] = run_ranks(links, ranks, train_steps, told, WEAK_STEPS, on_loopback=True)
             seconds.append(max(rank.seconds for rank in seen))
         ratios.append(2 * seconds[0] / seconds[1])
