@@ -1,11 +1,19 @@
 """What the tests share: a lake of their own, one Spark session, small copies of the real data sets."""
 
+import multiprocessing
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
+
+if TYPE_CHECKING:
+    from pipelines.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("HEADRACE_DATA") or ROOT / "../shared/data").resolve()
@@ -28,6 +36,10 @@ FORKING = (
     "test_loop",
     "test_balance",
     "test_diagnosis",
+    "test_tune",
+    "test_recommend",
+    "test_labels",
+    "test_serving",
 )
 FIRST = (*LONGEST, *FORKING)
 
@@ -146,3 +158,47 @@ def rows_csv() -> Callable[..., str]:
         return "".join(f"{a[i]:.4f},{b[i]:.4f},{color[i]},{y[i]}\n" for i in range(num))
 
     return make
+
+
+@pytest.fixture(scope="module")
+def forked_ranks() -> Iterator[None]:
+    """Ranks are forked from here, where torch and MLflow are imported; torchrun would have each import them."""
+    import mlflow.pytorch  # noqa: F401
+    import torch._dynamo
+
+    from pipelines.train import launch, worker
+    from tests.cluster import free_port
+
+    def run(config: "Config", job_path: Path, log: Path) -> None:
+        torch.set_num_threads(1)
+        processes, ranks, port = [], config.train.ranks, free_port()
+        for rank in range(ranks):
+            arguments = (worker.main, rank, ranks, port, job_path, log)
+            processes.append(multiprocessing.get_context("fork").Process(target=_forked, args=arguments))
+            processes[-1].start()
+        while processes and all(process.exitcode in (None, 0) for process in processes):
+            processes = [process for process in processes if process.exitcode is None]
+            time.sleep(0.05)
+        for process in processes:
+            process.terminate()  # as torchrun does
+        for process in processes:
+            process.join(10)
+            process.kill()
+        if processes:
+            raise subprocess.CalledProcessError(1, ["ranks"])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "_run_torchrun", run)
+        yield
+
+
+def _forked(main: Callable[[str], int], rank: int, ranks: int, port: int, job_path: Path, log: Path) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_PORT": str(port)}
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    code = main(str(job_path))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

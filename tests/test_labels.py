@@ -23,6 +23,7 @@ from pipelines.receipt import Receipt
 from tests.stages import features_of, metrics_of, run
 
 Workload = Callable[..., Path]
+pytestmark = pytest.mark.usefixtures("forked_ranks")
 SPLIT = {"hash": {"shares": {"train": 0.6, "test": 0.4}}, "validation": {"share": 0.3}}
 TRAIN = {"ranks": 1, "batch_size": 32, "epochs": 15, "lr": 0.02, "launcher": "torchrun"}
 MLP = {"network": "mlp", "hidden": [16]}

@@ -19,6 +19,8 @@ from pipelines.tracking import ModelRef
 from tests.conftest import ROOT
 from tests.stages import metrics_of, run
 
+pytestmark = pytest.mark.usefixtures("forked_ranks")
+
 USERS, ITEMS, K = 40, 25, 5
 
 

@@ -34,6 +34,7 @@ ALL = ["ingest", "features", "classic", "train", "evaluate", "register", "score"
 @pytest.fixture(scope="module")
 def chain(
     spark: SparkSession,
+    forked_ranks: None,
     session_lake: Path,
     tmp_path_factory: pytest.TempPathFactory,
     rows_csv: Rows,

@@ -39,6 +39,7 @@ from pipelines.tracking import ModelRef
 from pipelines.train.worker import example_inputs
 from tests.stages import run
 
+pytestmark = pytest.mark.usefixtures("forked_ranks")
 COLUMNS = {"a": "double", "n": "int", "color": "string", "on": "boolean", "day": "date", "y": "int"}
 
 

@@ -14,6 +14,7 @@ from tests.conftest import ROOT
 from tests.small_data import copy_small
 from tests.stages import features_of, run
 
+pytestmark = pytest.mark.usefixtures("forked_ranks")
 WORKLOADS = sorted((ROOT / "conf").glob("*.yaml"))
 BUNDLED = ("ctr", "digits", "libsvm", "ratings")  # their data is made, or comes with an installed package
 SMALL = {

@@ -1,10 +1,7 @@
 """The train stage on a small table."""
 
 import contextlib
-import multiprocessing
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,14 +12,13 @@ import psutil
 import pytest
 
 from pipelines import tracking
-from pipelines.config import Config, load_config
+from pipelines.config import load_config
 from pipelines.features.fitted import FittedFeatures, FittedInput, FittedLabel, FittedVector
 from pipelines.lake import Snapshot, runs_path
 from pipelines.receipt import Receipt
 from pipelines.stage import Given, Made
 from pipelines.train.heartbeat import Beat
 from pipelines.train.launch import build
-from tests.cluster import free_port
 from tests.conftest import ROOT
 from tests.tables import BINARY, DENSE, contract_of, feature_table
 
@@ -55,47 +51,6 @@ def train(lake: Path, workload: Workload) -> Callable[..., Made]:
             return build(given)
 
     return run
-
-
-@pytest.fixture
-def forked_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ranks are forked from here, where torch and MLflow are imported; torchrun would have each import them."""
-    import mlflow.pytorch  # noqa: F401
-    import torch._dynamo
-
-    from pipelines.train import launch, worker
-
-    def run(config: Config, job_path: Path, log: Path) -> None:
-        torch.set_num_threads(1)
-        processes, ranks, port = [], config.train.ranks, free_port()
-        for rank in range(ranks):
-            arguments = (worker.main, rank, ranks, port, job_path, log)
-            processes.append(multiprocessing.get_context("fork").Process(target=_forked, args=arguments))
-            processes[-1].start()
-        while processes and all(process.exitcode in (None, 0) for process in processes):
-            processes = [process for process in processes if process.exitcode is None]
-            time.sleep(0.05)
-        for process in processes:
-            process.terminate()  # as torchrun does
-        for process in processes:
-            process.join(10)
-            process.kill()
-        if processes:
-            raise subprocess.CalledProcessError(1, ["ranks"])
-
-    monkeypatch.setattr(launch, "_run_torchrun", run)
-
-
-def _forked(main: Callable[[str], int], rank: int, ranks: int, port: int, job_path: Path, log: Path) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
-    os.environ |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_PORT": str(port)}
-    with log.open("a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    code = main(str(job_path))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def beat_of(rank: int) -> Beat | None:

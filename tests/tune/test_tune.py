@@ -18,6 +18,7 @@ from pipelines.tune import search
 from tests.stages import ran, run
 
 Capture = pytest.CaptureFixture[str]
+pytestmark = pytest.mark.usefixtures("forked_ranks")
 LR = {"estimator": "LogisticRegression", "maxIter": 5, "regParam": 5.0, "elasticNetParam": 1.0}
 TREE = {"estimator": "DecisionTreeClassifier", "maxDepth": 1}
 
