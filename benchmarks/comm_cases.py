@@ -11,7 +11,7 @@ from benchmarks.comm_jobs import WORKLOADS
 from benchmarks.jobs import with_settings
 from benchmarks.links import Links
 from benchmarks.ranks import Watched, run_ranks, sum_buckets, train_steps, train_whole
-from pipelines.config.strategies import Local
+from pipelines.config.strategies import Gossip, Local
 from pipelines.train.choose import behind_warmup
 from pipelines.train.job import TrainJob
 from pipelines.train.simulate import Run
@@ -144,7 +144,7 @@ def time_steps(links: Links, job: TrainJob, rate: str, *, name: str, network: st
     """
     strategy, ranks = job.train.strategy, job.train.ranks
     is_local = isinstance(strategy, Local)
-    steps = range(FIRST, FIRST + STEPS[rate])
+    steps = range(FIRST, FIRST + (EVERY if isinstance(strategy, Gossip) else STEPS[rate]))  # gossip waits for no link
     if is_local:
         steps = range(strategy.every_steps, 2 * strategy.every_steps)
     links.set_rate(RATES[rate])

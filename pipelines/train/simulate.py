@@ -38,10 +38,12 @@ class Link(NamedTuple):
     Attributes:
         bytes_per_s: What it carries, in each direction.
         latency_s: What a message takes beside that.
+        held: Share of a message's time that it waits longer where as many bytes come the other way.
     """
 
     bytes_per_s: float
     latency_s: float
+    held: float = 0.0
 
 
 class Size(BaseModel):
@@ -73,7 +75,7 @@ class Compute(BaseModel):
         row_s: Seconds a row, forward and backward.
         part_s: Beside its rows, a pass of a part of the batch.
         step_s: Beside its parts, a step: reading, the optimizer, counting rows.
-        packing_s: What is done to a parameter for its exchange, by hook or strategy.
+        packing_s: What is done to a parameter for its exchange, by hook or strategy; under tensor parallel, to a sum.
         overlap: Share of the computing behind which an exchange of gradients is hidden.
         spread: Standard deviation of the logarithm of the seconds, from step to step and rank to rank.
     """
@@ -95,12 +97,15 @@ class Exchange(NamedTuple):
         sent_bytes: By a rank, the mean over ranks.
         path_bytes: One behind the other, where a step waits for them.
         messages: One behind the other.
+        opposed_bytes: Of `path_bytes`, those that meet as many on their way back. A receiver of gloo's says when it is
+            ready, in the stream that carries what it sends itself, so both directions are not used at once throughout.
         least_bytes: Through the busiest link, even where nobody waits.
     """
 
     sent_bytes: float
     path_bytes: float
     messages: float
+    opposed_bytes: float = 0.0
     least_bytes: float = 0.0
 
     def __add__(self, other: "Exchange") -> "Exchange":  # type: ignore[override]
@@ -123,7 +128,7 @@ def ring_sum(num_bytes: float, ranks: int) -> Exchange:
 def ring_gather(num_bytes: float, ranks: int) -> Exchange:
     """An all-gather of so many bytes of each rank: n - 1 times these."""
     sent = (ranks - 1) * num_bytes
-    return Exchange(sent, sent, ranks - 1)
+    return Exchange(sent, sent, ranks - 1, opposed_bytes=sent)
 
 
 def exchange(strategy: config.Strategy, size: Size, *, ranks: int, rows: int) -> Exchange:
@@ -143,20 +148,22 @@ def exchange(strategy: config.Strategy, size: Size, *, ranks: int, rows: int) ->
         case config.PipelineParallel():
             # What goes forward and what comes back pass each other, a part at a time, through all stages.
             part, turns = _NUMBER * size.boundary * _part_rows(rows * group / ranks, group), _turns(group)
-            across = Exchange(2 * part * _parts(group) * (group - 1) / group, part * turns, turns)
+            sent = 2 * part * _parts(group) * (group - 1) / group
+            across = Exchange(sent, part * turns, turns, opposed_bytes=part * turns)
             return (across if group > 1 else _NOTHING) + ring_sum(whole / group, ranks // group)
         case config.LocalSGD() | config.DiLoCo():
             return ring_sum(whole, ranks).times(1 / strategy.every_steps)
         case config.ParameterServer():
             workers = ranks - strategy.servers
-            return Exchange(
-                2 * whole * workers / ranks, 2 * whole, 2 * strategy.servers, workers / strategy.servers * whole
-            )
+            busiest = workers / strategy.servers * whole
+            return Exchange(2 * whole * workers / ranks, 2 * whole, 2 * strategy.servers, least_bytes=busiest)
         case config.Gossip():
             # At most, to one peer each; rank 0 has no network, and nobody waits.
             return Exchange(whole / strategy.every_steps * (ranks - 1) / ranks, 0.0, 0.0)
         case config.BackupWorkers():
-            return Exchange(2 * whole * (ranks - 1) / ranks, 2 * whole * (ranks - 1), 2)
+            # All pull through the server's link, and push; what comes too late meets the next pulls.
+            path = (2 * (ranks - 1) - strategy.backups) * whole
+            return Exchange(2 * whole * (ranks - 1) / ranks, path, 2)
         case config.Auto():
             raise ValueError("strategy: wanted what auto stands for, seen auto")
 
@@ -212,9 +219,10 @@ def predicted_step_s(
         return computing
     moved = exchange(strategy, size, ranks=ranks, rows=rows)
     every = strategy.every_steps if isinstance(strategy, config.Local) else 1
-    packing = compute.packing_s.get(kind(strategy), 0.0) * size.parameters
+    packed = size.sums if isinstance(strategy, config.TensorParallel) else size.parameters
+    packing = compute.packing_s.get(kind(strategy), 0.0) * packed
     busy = computing * _wait_for_slowest(strategy, ranks, compute.spread / math.sqrt(every)) + packing
-    takes = moved.path_bytes / link.bytes_per_s + moved.messages * link.latency_s
+    takes = (moved.path_bytes + link.held * moved.opposed_bytes) / link.bytes_per_s + moved.messages * link.latency_s
     hidden = compute.overlap * computing if isinstance(strategy, config.DataParallel) else 0.0
     return max(busy + max(0.0, takes - hidden), moved.least_bytes / link.bytes_per_s)
 
@@ -272,6 +280,7 @@ class Fitted(BaseModel):
         compute: By network.
         goodput: Share of a link's rate that is left to bytes of tensors.
         latency_s: Of a message.
+        held: See `Link`.
         error: The largest relative error of the runs that it was not fitted to; None where there are none.
     """
 
@@ -281,11 +290,12 @@ class Fitted(BaseModel):
     compute: dict[str, Compute]
     goodput: float
     latency_s: float
+    held: float = 0.0
     error: float | None = None
 
     def link(self, bytes_per_s: float) -> Link:
         """Of a rate."""
-        return Link(bytes_per_s * self.goodput, self.latency_s)
+        return Link(bytes_per_s * self.goodput, self.latency_s, self.held)
 
     def step_s(self, run: Run) -> float:
         """What the model says of a run."""
@@ -314,13 +324,14 @@ def fit(runs: Sequence[Run], sizes: dict[str, Size], *, spread: float = 0.0) -> 
     """The least errors of the logarithm of seconds, squared while they are small, over positive constants."""
     networks = sorted({run.network for run in runs})
     kinds = sorted({kind(run.strategy) for run in runs if run.ranks > 1 and not isinstance(run.strategy, config.Local)})
-    starts = [1e-4, 1e-3, 1e-2] * len(networks) + [1e-9] * len(kinds) + [0.3, 0.95, 2e-4]
-    highest = [1.0, 1.0, 1.0] * len(networks) + [1e-3] * len(kinds) + [1.0, 1.1, 1.0]
+    packing_starts = [1e-3 if kind == "tensor_parallel" else 1e-9 for kind in kinds]
+    starts = [1e-4, 1e-3, 1e-2] * len(networks) + packing_starts + [0.3, 0.4, 0.95, 2e-4]
+    highest = [1.0, 1.0, 1.0] * len(networks) + [1.0] * len(kinds) + [1.0, 1.0, 1.1, 1.0]
 
     def of(logarithms: "np.ndarray[Any, np.dtype[np.float64]]") -> Fitted:
         numbers = np.exp(logarithms).tolist()
-        packing = dict(zip(kinds, numbers[3 * len(networks) : -3], strict=True))
-        overlap, goodput, latency_s = numbers[-3:]
+        packing = dict(zip(kinds, numbers[3 * len(networks) : -4], strict=True))
+        overlap, held, goodput, latency_s = numbers[-4:]
         compute = {
             network: Compute(
                 row_s=row_s, part_s=part_s, step_s=step_s, packing_s=packing, overlap=overlap, spread=spread
@@ -329,7 +340,7 @@ def fit(runs: Sequence[Run], sizes: dict[str, Size], *, spread: float = 0.0) -> 
                 networks, *(numbers[i : 3 * len(networks) : 3] for i in range(3)), strict=True
             )
         }
-        return Fitted(sizes=sizes, compute=compute, goodput=goodput, latency_s=latency_s)
+        return Fitted(sizes=sizes, compute=compute, goodput=goodput, latency_s=latency_s, held=held)
 
     def errors(logarithms: "np.ndarray[Any, np.dtype[np.float64]]") -> list[float]:
         fitted = of(logarithms)
