@@ -7,12 +7,10 @@ twelve cases. Exit code 77 where network namespaces are not permitted, 1 where a
 """
 
 import multiprocessing
-import os
-import signal
 import sys
 from typing import TYPE_CHECKING
 
-from benchmarks.links import Links, NotPermitted
+from benchmarks.links import Links, on_links
 from benchmarks.report import Figure, at_most, report
 
 if TYPE_CHECKING:
@@ -21,18 +19,6 @@ if TYPE_CHECKING:
     from pipelines.train.job import TrainJob
 
 RANKS, BOUND = 2, 1.15
-
-
-def main() -> int:
-    """Returns the exit code."""
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # gloo warns of addresses without a name
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that namespaces are removed then, too
-    try:
-        with Links(RANKS) as links:
-            return measure(links)
-    except NotPermitted as error:
-        print(f"bench-auto: network namespaces are not permitted here, nothing was measured: {error}")
-        return os.EX_NOPERM
 
 
 def measure(links: Links) -> int:
@@ -95,4 +81,4 @@ def choose_on_rank(links: Links, job: "TrainJob") -> "Choice":
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(on_links("bench-auto", RANKS, measure))

@@ -12,12 +12,11 @@ import argparse
 import json
 import multiprocessing
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from benchmarks.links import Links, NotPermitted
+from benchmarks.links import Links, on_links
 from benchmarks.report import FOLDER, Figure, at_least, at_most, report
 
 if TYPE_CHECKING:
@@ -47,7 +46,6 @@ HELD_OUT = (  # of the cost model; named before any fit
     "gpt.local_sgd.100mbit",
 )
 EQUAL, NEARLY = 0.003, 0.005  # how much less accuracy counts as equal, and how much local methods may lose
-NOT_PERMITTED = os.EX_NOPERM  # 77
 
 
 def main() -> int:
@@ -55,14 +53,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--split", choices=["validation", "test"], default="test", help="on which runs are judged")
     split = parser.parse_args().split
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # gloo warns of addresses without a name
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that namespaces are removed then, too
-    try:
-        with Links(4) as links:
-            return measure(links, split)
-    except NotPermitted as error:
-        print(f"bench-comm: network namespaces are not permitted here, nothing was measured: {error}")
-        return NOT_PERMITTED
+    return on_links("bench-comm", 4, lambda links: measure(links, split))
 
 
 def measure(links: Links, split: str) -> int:

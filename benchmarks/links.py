@@ -9,7 +9,9 @@ link unused. All names carry this process's id; what a killed run left is remove
 import ctypes
 import os
 import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -108,6 +110,18 @@ class Links:
             return sum(int(line.split(":")[1].split()[0]) for line in lines if line.strip().startswith("port"))
 
         return _within(self._switch, count)
+
+
+def on_links(title: str, num: int, measure: Callable[[Links], int]) -> int:
+    """The exit code of what is measured on `num` links; 77, with a line, where they cannot be had."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # gloo warns of addresses without a name
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that namespaces are removed then, too
+    try:
+        with Links(num) as links:
+            return measure(links)
+    except NotPermitted as error:
+        print(f"{title}: network namespaces are not permitted here, nothing was measured: {error}")
+        return os.EX_NOPERM
 
 
 def _within(name: str, look: Callable[[], Seen]) -> Seen:

@@ -21,9 +21,9 @@ from pipelines.config.strategies import Gossip
 from pipelines.stream import Batch
 from pipelines.stream.memory import keep_freed_memory
 from pipelines.train.elastic.chief import Chief
-from pipelines.train.elastic.client import Client
-from pipelines.train.elastic.gossip import GossipChief, GossipWorker
+from pipelines.train.elastic.gossip import GossipChief
 from pipelines.train.elastic.lead import LeadServer
+from pipelines.train.elastic.roles import chief_of, worker_of
 from pipelines.train.job import EpochResult, TrainJob
 from pipelines.train.loop import Trainer
 from pipelines.train.tally import Tally
@@ -145,9 +145,7 @@ def train_whole(links: Links, job: TrainJob) -> Watched:
     """On a rank: train all epochs; the marks stand around them."""
     if job.train.is_elastic:
         _work_alone(job)
-        trainer: Trainer = (GossipChief if isinstance(job.train.strategy, Gossip) else LeadServer)(
-            job, torch.device("cpu")
-        )
+        trainer: Trainer = chief_of(job.train.strategy)(job, torch.device("cpu"))
     else:
         trainer = Trainer(job, torch.device("cpu"))
     trainer.resume()
@@ -164,7 +162,7 @@ def _work_alone(job: TrainJob) -> None:
     dist.destroy_process_group()
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     if rank:
-        (GossipWorker if isinstance(job.train.strategy, Gossip) else Client)(job, torch.device("cpu"), rank).work()
+        worker_of(job.train.strategy)(job, torch.device("cpu"), rank).work()
         signal.pause()
 
 

@@ -1,15 +1,22 @@
 """A real standalone Spark cluster on loopback, from pyspark's own spark-class: a Master and two Workers."""
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyspark
 
+from tests.conftest import ROOT
+
+BIN = Path(sys.executable).parent
+Submit = Callable[..., dict[str, Any]]
 SPARK_CLASS = Path(pyspark.__file__).parent / "bin" / "spark-class"
 QUICK = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 SECRET = "only-for-tests-on-loopback"
@@ -36,8 +43,8 @@ def properties(port: int) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def standalone_cluster(folder: Path, conf: Path) -> Iterator[Path]:
-    """Start the cluster; gives a properties file for jobs on it, made from `conf`."""
+def standalone_cluster(folder: Path, conf: Path, *, cores: int = 1) -> Iterator[Path]:
+    """Start the cluster, with so many cores a Worker; gives a properties file for jobs on it, made from `conf`."""
     port = free_port()
     lines = [line for line in conf.read_text().splitlines() if not line.startswith("spark.master")]
     submit = folder / "cluster.conf"
@@ -47,7 +54,7 @@ def standalone_cluster(folder: Path, conf: Path) -> Iterator[Path]:
     (daemon / "spark-defaults.conf").write_text("\n".join(f"{k} {v}" for k, v in properties(port).items()) + "\n")
     environment = {**os.environ, "SPARK_CONF_DIR": str(daemon), "SPARK_DAEMON_JAVA_OPTS": QUICK}
     master = ["org.apache.spark.deploy.master.Master", "--host", "127.0.0.1", "--port", str(port), "--webui-port", "0"]
-    worker = ["org.apache.spark.deploy.worker.Worker", "--host", "127.0.0.1", "--cores", "1", "--memory", "2g"]
+    worker = ["org.apache.spark.deploy.worker.Worker", "--host", "127.0.0.1", "--cores", str(cores), "--memory", "2g"]
     worker += ["--webui-port", "0", f"spark://127.0.0.1:{port}"]
     processes = []
     try:
@@ -66,6 +73,23 @@ def standalone_cluster(folder: Path, conf: Path) -> Iterator[Path]:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(10)
             process.kill()
+
+
+def submitter(conf: Path, lake: Path) -> Submit:
+    """Runs workloads by spark-submit, on a shared lake: `submit("train", path, overrides...)` gives its receipts."""
+    names = {k: v for k, v in os.environ.items() if not k.startswith(("PYSPARK", "SPARK_CONF", "MLFLOW", "OMP"))}
+    environment = {**names, "HEADRACE_LAKE": str(lake), "PATH": f"{BIN}:{os.environ['PATH']}"}
+
+    def run(job: str, workload: str | Path, *overrides: str) -> dict[str, Any]:
+        command = [str(BIN / "spark-submit"), "--properties-file", str(conf), f"jobs/{job}.py", str(workload)]
+        for override in ("lake.shared=true", *overrides):
+            command += ["--set", override]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        runs = (lake / "runs" / Path(workload).stem).glob("*.json")
+        return {path.stem: json.loads(path.read_text()) for path in runs}
+
+    return run
 
 
 def _wait_for(port: int) -> None:

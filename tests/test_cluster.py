@@ -1,10 +1,6 @@
 """The chain on a real standalone cluster: Master and two Workers, authenticated and encrypted."""
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
-from tests.cluster import standalone_cluster
+from tests.cluster import Submit, standalone_cluster, submitter
 from tests.conftest import ROOT
-
-BIN = Path(sys.executable).parent
-Submit = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -32,23 +25,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def submit(cluster: Path, tmp_path: Path, session_lake: Path) -> Submit:
-    """Run a workload on the cluster: `submit(path, overrides...)`; gives its receipts."""
+    """Run a workload on the cluster."""
     lake = tmp_path / "lake"
     lake.mkdir()
     (lake / "mlflow.db").write_bytes((session_lake / "mlflow.db").read_bytes())
-    names = {k: v for k, v in os.environ.items() if not k.startswith(("PYSPARK", "SPARK_CONF", "MLFLOW", "OMP"))}
-    environment = {**names, "HEADRACE_LAKE": str(lake), "PATH": f"{BIN}:{os.environ['PATH']}"}
-
-    def run(job: str, workload: str | Path, *overrides: str) -> dict[str, Any]:
-        command = [str(BIN / "spark-submit"), "--properties-file", str(cluster), f"jobs/{job}.py", str(workload)]
-        for override in ("lake.shared=true", *overrides):
-            command += ["--set", override]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stdout + done.stderr
-        runs = (lake / "runs" / Path(workload).stem).glob("*.json")
-        return {path.stem: json.loads(path.read_text()) for path in runs}
-
-    return run
+    return submitter(cluster, lake)
 
 
 @pytest.mark.cluster

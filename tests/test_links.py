@@ -62,15 +62,16 @@ def test_what_a_killed_run_left_is_removed_by_the_next() -> None:
         assert f"-{done.stdout.strip()}-" not in names()
 
 
+@pytest.mark.parametrize("name", ["comm", "auto"])
 @pytest.mark.parametrize("tools", [{}, {"ip": REFUSING, "tc": REFUSING}])
-def test_the_benchmark_says_where_it_cannot_measure(tmp_path: Path, tools: dict[str, str]) -> None:
-    for name, text in tools.items():
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-    table = ROOT / "build" / "bench" / "comm.json"
+def test_a_benchmark_says_where_it_cannot_measure(tmp_path: Path, tools: dict[str, str], name: str) -> None:
+    for tool, text in tools.items():
+        (tmp_path / tool).write_text(text)
+        (tmp_path / tool).chmod(0o755)
+    table = ROOT / "build" / "bench" / f"{name}.json"
     before = table.read_bytes() if table.is_file() else None
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.comm"],
+        [sys.executable, "-m", f"benchmarks.{name}"],
         cwd=ROOT,
         env=os.environ | {"PATH": str(tmp_path)},
         capture_output=True,
@@ -79,6 +80,6 @@ def test_the_benchmark_says_where_it_cannot_measure(tmp_path: Path, tools: dict[
     )
     assert done.returncode == 77
     (line,) = done.stdout.splitlines()
-    assert line.startswith("bench-comm: network namespaces are not permitted here, nothing was measured: ")
+    assert line.startswith(f"bench-{name}: network namespaces are not permitted here, nothing was measured: ")
     assert ("Operation not permitted" if tools else "ip and tc not found") in line
     assert (table.read_bytes() if table.is_file() else None) == before

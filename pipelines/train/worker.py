@@ -22,7 +22,7 @@ from torch import nn
 from torch._C._distributed_c10d import HashStore
 
 from pipelines import tracking
-from pipelines.config.strategies import Auto, Gossip, num_servers
+from pipelines.config.strategies import Auto, num_servers
 from pipelines.errors import HeadraceError, one_line
 from pipelines.features.fitted import Bundle, FittedList
 from pipelines.lake import Column, Contract
@@ -32,9 +32,7 @@ from pipelines.receipt import write_json
 from pipelines.stream.memory import keep_freed_memory
 from pipelines.train.choose import Choice, choose
 from pipelines.train.elastic.chief import LostWeights
-from pipelines.train.elastic.client import Client
-from pipelines.train.elastic.gossip import GossipChief, GossipWorker
-from pipelines.train.elastic.lead import LeadServer
+from pipelines.train.elastic.roles import chief_of, worker_of
 from pipelines.train.elastic.server import PartServer
 from pipelines.train.elastic.supervisor import AGAIN, supervise
 from pipelines.train.heartbeat import LOGGING, Heartbeat
@@ -100,7 +98,7 @@ def _work(job: TrainJob, rank: int, heartbeat: Heartbeat) -> None:
         dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
         if rank:
             return _serve_or_work(job, rank, device, heartbeat)
-        trainer: Trainer = (GossipChief if isinstance(job.train.strategy, Gossip) else LeadServer)(job, device)
+        trainer: Trainer = chief_of(job.train.strategy)(job, device)
     else:
         timeout = timedelta(seconds=2 * job.train.timeout_s)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
@@ -159,7 +157,7 @@ def _serve_or_work(job: TrainJob, rank: int, device: torch.device, heartbeat: He
         server = PartServer(job, rank)
         heartbeat.follow(server.place, dict)
         return server.serve()
-    worker = (GossipWorker if isinstance(job.train.strategy, Gossip) else Client)(job, device, rank)
+    worker = worker_of(job.train.strategy)(job, device, rank)
     heartbeat.follow(worker.place, lambda: worker.clock.seconds)
     return worker.work()
 
