@@ -134,7 +134,7 @@ def time_case(links: Links, job: TrainJob, case: Case) -> Timed:
 
 
 def time_steps(links: Links, job: TrainJob, rate: str, *, name: str, network: str) -> Timed:
-    """Steps of an epoch's beginning; of local methods those from one exchange to the next.
+    """Steps of an epoch's beginning; of local methods those from one exchange to the next but one.
 
     Args:
         job: Freshly made by `with_settings`.
@@ -146,7 +146,7 @@ def time_steps(links: Links, job: TrainJob, rate: str, *, name: str, network: st
     is_local = isinstance(strategy, Local)
     steps = range(FIRST, FIRST + (EVERY if isinstance(strategy, Gossip) else STEPS[rate]))  # gossip waits for no link
     if is_local:
-        steps = range(strategy.every_steps, 2 * strategy.every_steps)
+        steps = range(strategy.every_steps, 3 * strategy.every_steps)
     links.set_rate(RATES[rate])
     told = job.model_copy(update={"train": job.train.model_copy(update={"strategy": behind_warmup(strategy)})})
     seen: list[Watched] = run_ranks(links, ranks, train_steps, told, steps, answers=job.train.is_elastic)

@@ -75,7 +75,7 @@ class Compute(BaseModel):
         row_s: Seconds a row, forward and backward.
         part_s: Beside its rows, a pass of a part of the batch.
         step_s: Beside its parts, a step: reading, the optimizer, counting rows.
-        packing_s: What is done to a parameter for its exchange, by hook or strategy; under tensor parallel, to a sum.
+        packing_s: What is done to a parameter for its exchange, by hook or strategy.
         overlap: Share of the computing behind which an exchange of gradients is hidden.
         spread: Standard deviation of the logarithm of the seconds, from step to step and rank to rank.
     """
@@ -219,8 +219,7 @@ def predicted_step_s(
         return computing
     moved = exchange(strategy, size, ranks=ranks, rows=rows)
     every = strategy.every_steps if isinstance(strategy, config.Local) else 1
-    packed = size.sums if isinstance(strategy, config.TensorParallel) else size.parameters
-    packing = compute.packing_s.get(kind(strategy), 0.0) * packed
+    packing = compute.packing_s.get(kind(strategy), 0.0) * size.parameters
     busy = computing * _wait_for_slowest(strategy, ranks, compute.spread / math.sqrt(every)) + packing
     takes = (moved.path_bytes + link.held * moved.opposed_bytes) / link.bytes_per_s + moved.messages * link.latency_s
     hidden = compute.overlap * computing if isinstance(strategy, config.DataParallel) else 0.0
@@ -324,9 +323,8 @@ def fit(runs: Sequence[Run], sizes: dict[str, Size], *, spread: float = 0.0) -> 
     """The least errors of the logarithm of seconds, squared while they are small, over positive constants."""
     networks = sorted({run.network for run in runs})
     kinds = sorted({kind(run.strategy) for run in runs if run.ranks > 1 and not isinstance(run.strategy, config.Local)})
-    packing_starts = [1e-3 if kind == "tensor_parallel" else 1e-9 for kind in kinds]
-    starts = [1e-4, 1e-3, 1e-2] * len(networks) + packing_starts + [0.3, 0.4, 0.95, 2e-4]
-    highest = [1.0, 1.0, 1.0] * len(networks) + [1.0] * len(kinds) + [1.0, 1.0, 1.1, 1.0]
+    starts = [1e-4, 1e-3, 1e-2] * len(networks) + [1e-9] * len(kinds) + [0.3, 0.4, 0.95, 2e-4]
+    highest = [1.0, 1.0, 1.0] * len(networks) + [1e-3] * len(kinds) + [1.0, 1.0, 1.1, 1.0]
 
     def of(logarithms: "np.ndarray[Any, np.dtype[np.float64]]") -> Fitted:
         numbers = np.exp(logarithms).tolist()
