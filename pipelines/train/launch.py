@@ -214,6 +214,9 @@ class _Lost(Exception):
     """The ranks ended before the work was done."""
 
 
+_LOSES_RANKS = ("torch", "failed barrier")  # Spark says so where a rank failed, and where its executor is gone
+
+
 def _run_ranks(config: Config, job: TrainJob) -> None:
     # Without the last, a restarted rank can read a dead one's address from the shared store.
     os.environ |= {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
@@ -225,7 +228,7 @@ def _run_ranks(config: Config, job: TrainJob) -> None:
     except (RuntimeError, subprocess.CalledProcessError) as error:
         raise _Lost from error
     except Exception as error:
-        if session.active_session() is None or "torch" not in str(error).lower():
+        if session.active_session() is None or not any(word in str(error).lower() for word in _LOSES_RANKS):
             raise
         raise _Lost from error
     if not job.result_path.is_file():

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -149,6 +150,8 @@ class GossipWorker(Worker):
         self._average = PushSum(rank, peers, averaged, self._deliver)
         self._lock = threading.Lock()  # around what changes the network
         self._is_new = True  # until the chief knows that this network is one of the run's
+        self._book = ThreadPoolExecutor(1)  # has a part noted while the next one is computed
+        self._noting: Future[tuple[str, int]] | None = None
 
     def work(self) -> None:
         """Begin with what another peer holds, else with the checkpoint; then as Worker does."""
@@ -160,6 +163,7 @@ class GossipWorker(Worker):
         }
         server = Server(self.job.folder, self.rank, answers)
         super().work()
+        self._book.shutdown()
         server.close()
 
     def _join(self) -> None:
@@ -180,15 +184,33 @@ class GossipWorker(Worker):
     def _take_in(self, answer: Message) -> None:
         """The learning rate follows the run, not this peer's own steps, which are more where others are lost."""
         self._is_new = self._average.is_paused = False
-        while self.schedule is not None and self.schedule.last_epoch < answer.header["steps"]:
-            self.schedule.step()
+        with self._lock:
+            while self.schedule is not None and self.schedule.last_epoch < answer.header["steps"]:
+                self.schedule.step()
+
+    def _do(self, lease: Lease) -> None:
+        super()._do(lease)
+        self._settle(lease)
 
     def _train_on(self, batch: Batch, lease: Lease) -> int | None:
+        """A note waits behind what the peers send each other, so only the next part's gradient waits for its answer."""
         learned = self._learn(batch)
+        self.clock.enter("communication")
+        end = self._settle(lease)
+        if end is None or batch.step >= end:
+            return end
         if batch.rows:
             self._move()
-        self.clock.enter("communication")
-        state, end = self._note(batch, lease, learned | {"sends": self._average.counted()})
+        entry = self._entry(batch, lease, learned | {"sends": self._average.counted()})
+        self._noting = self._book.submit(self._noted, entry)
+        return end
+
+    def _settle(self, lease: Lease) -> int | None:
+        """Where the lease ends, once the part before is noted; None where it was lost."""
+        if self._noting is None:
+            return lease.end
+        state, end = self._noting.result()
+        self._noting = None
         return end if state == "taken" else None
 
     def _move(self) -> None:

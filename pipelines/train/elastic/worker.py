@@ -125,8 +125,15 @@ class Worker(Trainer, ABC):
         self, batch: Batch, lease: Lease, learned: dict[str, Any], tensors: Mapping[str, Tensor] | None = None
     ) -> tuple[str, int]:
         """Have the chief note a part. What it says, and where the lease ends by now."""
-        header = {"number": lease.number, "epoch": lease.epoch, "part": batch.step, "times": self._told_times()}
-        answer = self._ask("note", header | learned, tensors)
+        return self._noted(self._entry(batch, lease, learned), tensors)
+
+    def _entry(self, batch: Batch, lease: Lease, learned: dict[str, Any]) -> dict[str, Any]:
+        """What the chief is told of a part."""
+        entry = {"number": lease.number, "epoch": lease.epoch, "part": batch.step, "times": self._told_times()}
+        return entry | learned
+
+    def _noted(self, entry: dict[str, Any], tensors: Mapping[str, Tensor] | None = None) -> tuple[str, int]:
+        answer = self._ask("note", entry, tensors)
         return ("lost", 0) if answer is None else (answer.header["state"], answer.header.get("end", 0))
 
     def _told_times(self) -> dict[str, Any]:
