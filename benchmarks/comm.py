@@ -64,7 +64,7 @@ def measure(links: Links, split: str) -> int:
     with multiprocessing.get_context("spawn").Pool(1) as apart:  # no JVM stays beside what is timed
         jobs = apart.apply(jobs_of, (split,))
     alone = [comm_cases.time_alone(links, job, name, times) for name, job in jobs.items() for times in (1, 4)]
-    timed = {case: told(case, comm_cases.time_case(links, jobs[case.network], case)) for case in comm_cases.cases()}
+    timed = comm_cases.time_cases(links, jobs, told)
     if differ := comm_cases.differing(timed):
         raise RuntimeError(f"wanted the same losses on any link, seen others in {', '.join(differ)}")
     scaled = [

@@ -227,8 +227,10 @@ def predicted_step_s(
 
 
 def kind(strategy: config.Strategy) -> str:
-    """The hook's name, or the strategy's where it has none."""
-    return strategy.hook.name if isinstance(strategy, config.DataParallel) else strategy.name
+    """The hook's name, or the strategy's where it has none; what halves the bits is of one kind."""
+    if not isinstance(strategy, config.DataParallel):
+        return strategy.name
+    return "half" if isinstance(strategy.hook, config.Half) else strategy.hook.name
 
 
 def _computing(strategy: config.Strategy, ranks: int, rows: int, compute: Compute) -> float:
