@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,9 +21,11 @@ from pipelines.stage import Given, Made
 from pipelines.train.heartbeat import Beat
 from pipelines.train.launch import build
 from tests.conftest import ROOT
+from tests.faults import SEED
 from tests.tables import BINARY, DENSE, contract_of, feature_table
 
 Workload = Callable[..., Path]
+Result = dict[str, Any]
 
 
 @pytest.fixture
@@ -103,6 +106,43 @@ def killed_at(after_s: float, victim: Callable[[], psutil.Process | None]) -> It
     finally:
         done.set()
         thread.join()
+
+
+def children_that(match: Callable[[list[str]], bool]) -> list[psutil.Process]:
+    """Processes below this one, by their command lines."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if match(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def trained_under_kills(
+    name: str, kills: int, train: Callable[[], Result], victims: Callable[[], list[psutil.Process]]
+) -> tuple[Result, list[Result]]:
+    """What `train` makes undisturbed, and so often with one of the victims killed at a moment of it: rows as receipted."""
+    began = time.monotonic()
+    whole = train()
+    wall_s = time.monotonic() - began
+    receipts = [(epoch["rows"], epoch["row_id_sum"]) for epoch in whole["epochs"]]
+    generator = random.Random(f"{SEED}:{name}")
+    print(f"seed {SEED}; {name}; undisturbed {wall_s:.1f} s")
+    results = []
+
+    def victim() -> psutil.Process | None:
+        found = victims()
+        return generator.choice(found) if found else None
+
+    for number in range(kills):
+        after_s = generator.uniform(0, wall_s)
+        with killed_at(after_s, victim) as pids:
+            results.append(train())
+        result = results[-1]
+        repeated = sum(epoch["exchange"].get("repeated_rows", 0) for epoch in result["epochs"])
+        print(f"{number}: {pids} after {after_s:.2f} s; {repeated:g} rows repeated; {result['restarts']}", flush=True)
+        assert [(epoch["rows"], epoch["row_id_sum"]) for epoch in result["epochs"]] == receipts
+    return whole, results
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> None:

@@ -1,13 +1,10 @@
 """kill -9 of a Spark executor at any moment of a training on a standalone cluster: all ranks start again, no row is lost.
 
 Moments are drawn uniformly over the wall time of an undisturbed job; the seed is printed, and HEADRACE_FAULT_SEED repeats
-a run with it. A single kill waits for the ranks.
+a run with it.
 """
 
-import contextlib
-import random
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +14,7 @@ import pytest
 
 from tests.cluster import Submit, standalone_cluster, submitter
 from tests.conftest import ROOT
-from tests.faults import SEED
-from tests.train.conftest import killed_at
+from tests.train.conftest import children_that, killed_at, trained_under_kills
 from tests.train.test_strategy_faults import STRATEGIES, name_of
 
 WORKLOAD = "conf/digits.yaml"
@@ -41,49 +37,33 @@ def submit(lake: Path, session_lake: Path, tmp_path_factory: pytest.TempPathFact
         yield made
 
 
-def an_executor(generator: random.Random) -> psutil.Process | None:
-    """One of the executors, which the cluster's Workers start."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if "org.apache.spark.executor.CoarseGrainedExecutorBackend" in process.cmdline():
-                found.append(process)
-    return generator.choice(found) if found else None
+def executors() -> list[psutil.Process]:
+    """Which the cluster's Workers start."""
+    return children_that(lambda command: "org.apache.spark.executor.CoarseGrainedExecutorBackend" in command)
 
 
-CASES = [
-    pytest.param(2, "data_parallel", 1, id="data_parallel-1", marks=pytest.mark.cluster),
-    *(
-        pytest.param(ranks, strategy, 20, id=f"{name_of(strategy)}-20", marks=pytest.mark.faults_strategies)
-        for ranks, strategy in STRATEGIES
-    ),
-]
+@pytest.mark.cluster
+def test_a_lost_executor_starts_all_ranks_again(submit: Submit, lake: Path) -> None:
+    def victim() -> psutil.Process | None:
+        has_ranks = any((lake / "runs" / "digits" / "train").glob("*/beat-rank-*.json"))
+        return executors()[0] if has_ranks else None
+
+    with killed_at(0.0, victim):
+        receipts = submit("train", WORKLOAD, *SETTINGS)
+    table, result = receipts["features"]["result"]["snapshots"]["train"], receipts["train"]["result"]
+    assert result["restarts"] and len(result["epochs"]) == 4
+    for epoch in result["epochs"]:
+        assert (epoch["rows"], epoch["row_id_sum"]) == (table["rows"], table["row_id_sum"])
 
 
-@pytest.mark.parametrize(("ranks", "strategy", "kills"), CASES)
-def test_an_executor_is_killed(submit: Submit, lake: Path, ranks: int, strategy: Any, kills: int) -> None:
-    def train() -> dict[str, Any]:
+@pytest.mark.faults_strategies
+@pytest.mark.parametrize(("ranks", "strategy"), [pytest.param(*case, id=name_of(case[1])) for case in STRATEGIES])
+def test_an_executor_is_killed(submit: Submit, lake: Path, ranks: int, strategy: Any) -> None:
+    def made() -> dict[str, Any]:
+        (lake / "runs" / "digits" / "train.json").unlink(missing_ok=True)
+        shutil.rmtree(lake / "runs" / "digits" / "train", ignore_errors=True)
         result: dict[str, Any] = submit("train", WORKLOAD, *settings)["train"]["result"]
-        (lake / "runs" / "digits" / "train.json").unlink()
-        shutil.rmtree(lake / "runs" / "digits" / "train")
         return result
 
     settings = [*SETTINGS, f"train.ranks={ranks}", f"train.strategy={strategy}"]
-    generator = random.Random(f"{SEED}:{name_of(strategy)}")
-    began = time.monotonic()
-    receipts = [(epoch["rows"], epoch["row_id_sum"]) for epoch in train()["epochs"]]
-    wall_s = time.monotonic() - began
-    print(f"seed {SEED}; {name_of(strategy)}, {ranks} ranks; undisturbed {wall_s:.1f} s")
-
-    def victim() -> psutil.Process | None:
-        has_ranks = any((lake / "runs" / "digits" / "train").glob("*/beat-rank-*.json"))
-        return an_executor(generator) if kills > 1 or has_ranks else None
-
-    for number in range(kills):
-        after_s = generator.uniform(0, wall_s) if kills > 1 else 0.0
-        with killed_at(after_s, victim) as pids:
-            result = train()
-        repeated = sum(epoch["exchange"].get("repeated_rows", 0) for epoch in result["epochs"])
-        print(f"{number}: {pids} after {after_s:.2f} s; {repeated:g} rows repeated; {result['restarts']}", flush=True)
-        assert [(epoch["rows"], epoch["row_id_sum"]) for epoch in result["epochs"]] == receipts
-        assert result["restarts"] or kills > 1
+    trained_under_kills(name_of(strategy), 20, made, executors)

@@ -4,10 +4,7 @@ Moments are drawn uniformly over the wall time of an undisturbed run, and the pr
 seed is printed; HEADRACE_FAULT_SEED repeats a run with it.
 """
 
-import contextlib
-import random
 import shutil
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +13,7 @@ import pytest
 
 from pipelines.lake import runs_path
 from pipelines.stage import Made
-from tests.faults import SEED
-from tests.train.conftest import killed_at
+from tests.train.conftest import children_that, trained_under_kills
 
 SETTINGS: dict[str, Any] = {"batch_size": 8, "epochs": 4, "timeout_s": 30, "threads": 1, "max_restarts": 3}
 STRATEGIES: list[tuple[int, Any]] = [
@@ -43,25 +39,10 @@ def name_of(strategy: Any) -> str:
     return "-".join(str(x["name"] if isinstance(x, dict) else x) for x in strategy.values())
 
 
-def killed(generator: random.Random, after_s: float) -> contextlib.AbstractContextManager[list[int]]:
-    """Kill one of the processes that long after the body began, or once there is one."""
-
-    def victim() -> psutil.Process | None:
-        processes = forked_processes()
-        return generator.choice(processes) if processes else None
-
-    return killed_at(after_s, victim)
-
-
 def forked_processes() -> list[psutil.Process]:
     """The ranks, and the children of those that keep one; all forked from here."""
-    here = psutil.Process()
-    found = []
-    for process in here.children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if process.cmdline() == here.cmdline():
-                found.append(process)
-    return found
+    ours = psutil.Process().cmdline()
+    return children_that(lambda command: command == ours)
 
 
 SHORT = ("sharded", "pipeline_parallel", "diloco", "parameter_server-2")
@@ -76,21 +57,13 @@ def test_whoever_is_killed(
     forked_ranks: None, train: Callable[..., Made], ranks: int, strategy: Any, kills: int
 ) -> None:
     settings = SETTINGS | {"ranks": ranks, "strategy": strategy, "checkpoint": {"every_steps": 4}}
-    began = time.monotonic()
-    whole = train("mlp", **settings).result
-    wall_s = time.monotonic() - began
-    receipts = [(epoch["rows"], epoch["row_id_sum"]) for epoch in whole["epochs"]]
-    shutil.rmtree(runs_path("tiny"))
-    generator = random.Random(f"{SEED}:{name_of(strategy)}")
-    print(f"seed {SEED}; {name_of(strategy)}, {ranks} ranks; undisturbed {wall_s:.1f} s")
-    for number in range(kills):
-        after_s = generator.uniform(0, wall_s)
-        with killed(generator, after_s) as pids:
-            result = train("mlp", **settings).result
-        repeated = sum(epoch["exchange"].get("repeated_rows", 0) for epoch in result["epochs"])
-        print(f"{number}: {pids} after {after_s:.2f} s; {repeated:g} rows repeated; {result['restarts']}", flush=True)
-        assert [(epoch["rows"], epoch["row_id_sum"]) for epoch in result["epochs"]] == receipts
-        if name_of(strategy).startswith(SYNCHRONOUS):
-            losses = [epoch["loss"] for epoch in whole["epochs"]]
+
+    def made() -> dict[str, Any]:
+        shutil.rmtree(runs_path("tiny"), ignore_errors=True)
+        return train("mlp", **settings).result
+
+    whole, results = trained_under_kills(name_of(strategy), kills, made, forked_processes)
+    if name_of(strategy).startswith(SYNCHRONOUS):
+        losses = [epoch["loss"] for epoch in whole["epochs"]]
+        for result in results:
             assert [epoch["loss"] for epoch in result["epochs"]] == pytest.approx(losses, abs=1e-5)
-        shutil.rmtree(runs_path("tiny"))
