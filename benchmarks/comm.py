@@ -70,7 +70,7 @@ def measure(links: Links, split: str) -> int:
     scaled = [
         Figure("overlap", comm_cases.hidden_share(links, jobs["mlp"], "1gbit"), "share"),
         Figure("overlap.100mbit", comm_cases.hidden_share(links, jobs["mlp"], "100mbit"), "share"),
-        at_least("weak_scaling", comm_cases.weak_scaling(links, jobs["mlp"], {"name": "data_parallel"}), "x", 1.6),
+        at_least("weak_scaling", comm_cases.weak_scaling(links, jobs["mlp"], comm_cases.STRATEGIES["ddp"]), "x", 1.6),
         Figure("weak_scaling.without_exchange", comm_cases.weak_scaling(links, jobs["mlp"], comm_cases.NEVER), "x"),
     ]
     scaled += simulated([seen.run for seen in timed.values()], alone, jobs, comm_cases.spread(timed))

@@ -139,7 +139,7 @@ def time_cases(links: Links, jobs: dict[str, TrainJob], told: Callable[[Case, Ti
     """
     turns: dict[Case, list[Timed]] = {}
     for turn in range(TURNS):
-        for case in list(cases()):
+        for case in cases():
             if not turn or turns[case][0].run.step_s < SHORT_S:
                 turns.setdefault(case, []).append(told(case, time_case(links, jobs[case.network], case)))
     return {case: sorted(seen, key=lambda it: it.run.step_s)[len(seen) // 2] for case, seen in turns.items()}
@@ -161,10 +161,12 @@ def time_steps(links: Links, job: TrainJob, rate: str, *, name: str, network: st
         network: Whose it is.
     """
     strategy, ranks = job.train.strategy, job.train.ranks
-    is_local = isinstance(strategy, Local)
-    steps = range(FIRST, FIRST + (EVERY if isinstance(strategy, Gossip) else STEPS[rate]))  # gossip waits for no link
-    if is_local:
+    if isinstance(strategy, Local):
         steps = range(strategy.every_steps, 3 * strategy.every_steps)
+    else:
+        steps = range(
+            FIRST, FIRST + (EVERY if isinstance(strategy, Gossip) else STEPS[rate])
+        )  # gossip waits for no link
     links.set_rate(RATES[rate])
     told = job.model_copy(update={"train": job.train.model_copy(update={"strategy": behind_warmup(strategy)})})
     seen: list[Watched] = run_ranks(links, ranks, train_steps, told, steps, answers=job.train.is_elastic)
@@ -182,7 +184,7 @@ def time_steps(links: Links, job: TrainJob, rate: str, *, name: str, network: st
         run,
         seen[0].sent / ranks / len(steps),
         [rank.losses for rank in seen],
-        _spread(seen[0]) if is_local else 0.0,
+        _spread(seen[0]) if isinstance(strategy, Local) else 0.0,
     )
 
 

@@ -30,6 +30,7 @@ from pipelines.train.watch import Watch
 
 WORKER = "pipelines.train.worker"
 ALERTS = 10  # the last so many stay in the run's tag
+_LOSES_RANKS = ("torch", "failed barrier")  # Spark says so where a rank failed, and where its executor is gone
 
 
 class Ended(Exception):
@@ -212,9 +213,6 @@ def _flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:
 
 class _Lost(Exception):
     """The ranks ended before the work was done."""
-
-
-_LOSES_RANKS = ("torch", "failed barrier")  # Spark says so where a rank failed, and where its executor is gone
 
 
 def _run_ranks(config: Config, job: TrainJob) -> None:

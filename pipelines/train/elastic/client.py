@@ -45,7 +45,7 @@ class Client(Worker):
                 if state != "taken":
                     break
             else:  # the chief, who notes the rows, comes last
-                state, end = self._note(batch, lease, learned, self._mine(0, gradients))
+                state, end = self._note(self._entry(batch, lease, learned), self._mine(0, gradients))
             if state != "stale":  # else once more, with the weights that came back
                 return end if state == "taken" else None
 

@@ -202,7 +202,7 @@ class GossipWorker(Worker):
         if batch.rows:
             self._move()
         entry = self._entry(batch, lease, learned | {"sends": self._average.counted()})
-        self._noting = self._book.submit(self._noted, entry)
+        self._noting = self._book.submit(self._note, entry)
         return end
 
     def _settle(self, lease: Lease) -> int | None:

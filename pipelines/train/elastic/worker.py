@@ -121,18 +121,13 @@ class Worker(Trainer, ABC):
             "score": float(score),
         }
 
-    def _note(
-        self, batch: Batch, lease: Lease, learned: dict[str, Any], tensors: Mapping[str, Tensor] | None = None
-    ) -> tuple[str, int]:
-        """Have the chief note a part. What it says, and where the lease ends by now."""
-        return self._noted(self._entry(batch, lease, learned), tensors)
-
     def _entry(self, batch: Batch, lease: Lease, learned: dict[str, Any]) -> dict[str, Any]:
         """What the chief is told of a part."""
         entry = {"number": lease.number, "epoch": lease.epoch, "part": batch.step, "times": self._told_times()}
         return entry | learned
 
-    def _noted(self, entry: dict[str, Any], tensors: Mapping[str, Tensor] | None = None) -> tuple[str, int]:
+    def _note(self, entry: dict[str, Any], tensors: Mapping[str, Tensor] | None = None) -> tuple[str, int]:
+        """Have the chief note a part. What it says, and where the lease ends by now."""
         answer = self._ask("note", entry, tensors)
         return ("lost", 0) if answer is None else (answer.header["state"], answer.header.get("end", 0))
 
