@@ -35,7 +35,7 @@ class Client(Worker):
         """A server that came back empty is not; the chief sees to it."""
         return all(self._moved(server, "pull", {}) == "taken" for server in range(1, len(self._servers)))
 
-    def _train_on(self, batch: Batch, lease: Lease) -> int | None:
+    def _train_on(self, batch: Batch, lease: Lease) -> int:
         while True:
             learned = self._learn(batch)
             gradients = self._gradients() if batch.rows else {}
@@ -47,7 +47,7 @@ class Client(Worker):
             else:  # the chief, who notes the rows, comes last
                 state, end = self._note(self._entry(batch, lease, learned), self._mine(0, gradients))
             if state != "stale":  # else once more, with the weights that came back
-                return end if state == "taken" else None
+                return end
 
     def _gradients(self) -> dict[str, Tensor]:
         """By name; and buffers."""

@@ -29,6 +29,7 @@ from pipelines.train.job import TrainJob
 from pipelines.train.loop import Trainer
 
 ANSWER_S = 10.0  # in which a peer pauses its sends, or is silent
+NOTED_AT_ONCE = 8  # parts of a peer, at most
 SEND_S, SEND_BYTES_PER_S = 5.0, 1e6  # what takes longer than that much and its size at that rate has failed
 FATES = ("sent", "refused", "failed", "skipped")  # of a peer's sends
 
@@ -108,14 +109,15 @@ class GossipChief(Chief):
         return any(answer is not None and not answer.header["is_new"] for answer in answers)
 
     def _note(self, rank: int, message: Message) -> Message:
-        """What comes late is learned all the same, so that its rows count as repeated."""
+        """Take parts, in their order. What comes late is learned all the same, so that its rows count as repeated."""
         self._silent.discard(rank)
-        answer, asked = super()._note(rank, message), message.header
-        with self._lock:
-            self._has_noted |= answer.header["state"] == "taken"
-            self._sends.update(asked["sends"])
-            if answer.header["state"] == "lost":
-                self._repeated_rows += asked["rows"]
+        for part in message.header["parts"]:
+            answer = super()._note(rank, Message(message.header | part))
+            with self._lock:
+                self._has_noted |= answer.header["state"] == "taken"
+                self._sends.update(part["sends"])
+                if answer.header["state"] == "lost":
+                    self._repeated_rows += part["rows"]
         return answer
 
     def _answer(self, header: dict[str, Any], message: Message) -> Message:
@@ -150,8 +152,10 @@ class GossipWorker(Worker):
         self._average = PushSum(rank, peers, averaged, self._deliver)
         self._lock = threading.Lock()  # around what changes the network
         self._is_new = True  # until the chief knows that this network is one of the run's
-        self._book = ThreadPoolExecutor(1)  # has a part noted while the next one is computed
+        self._book = ThreadPoolExecutor(1)  # has parts noted while the next ones are computed
         self._noting: Future[tuple[str, int]] | None = None
+        self._unnoted: list[dict[str, Any]] = []  # parts whose note waits for the one under way
+        self._end = 0  # of the lease, as of the last note
 
     def work(self) -> None:
         """Begin with what another peer holds, else with the checkpoint; then as Worker does."""
@@ -189,29 +193,32 @@ class GossipWorker(Worker):
                 self.schedule.step()
 
     def _do(self, lease: Lease) -> None:
+        self._end = lease.end
         super()._do(lease)
-        self._settle(lease)
+        self._settle(0)
 
-    def _train_on(self, batch: Batch, lease: Lease) -> int | None:
-        """A note waits behind what the peers send each other, so only the next part's gradient waits for its answer."""
+    def _train_on(self, batch: Batch, lease: Lease) -> int:
+        """A note waits behind what the peers send each other, so parts that are done meanwhile go with the next."""
         learned = self._learn(batch)
         self.clock.enter("communication")
-        end = self._settle(lease)
-        if end is None or batch.step >= end:
-            return end
-        if batch.rows:
-            self._move()
-        entry = self._entry(batch, lease, learned | {"sends": self._average.counted()})
-        self._noting = self._book.submit(self._note, entry)
-        return end
+        self._settle(NOTED_AT_ONCE)
+        if batch.step < self._end:
+            if batch.rows:
+                self._move()
+            self._unnoted.append(self._entry(batch, lease, learned | {"sends": self._average.counted()}))
+            self._settle(NOTED_AT_ONCE)
+        return self._end
 
-    def _settle(self, lease: Lease) -> int | None:
-        """Where the lease ends, once the part before is noted; None where it was lost."""
-        if self._noting is None:
-            return lease.end
-        state, end = self._noting.result()
-        self._noting = None
-        return end if state == "taken" else None
+    def _settle(self, too_many: int) -> None:
+        """Have parts noted; wait for the note under way only where so many parts wait behind it."""
+        while self._noting is not None or self._unnoted:
+            if self._noting is None:
+                parts, self._unnoted = self._unnoted, []
+                self._noting = self._book.submit(self._note, {"parts": parts})
+            if not self._noting.done() and len(self._unnoted) < too_many:
+                return
+            _, self._end = self._noting.result()
+            self._noting = None
 
     def _move(self) -> None:
         self._steps += 1

@@ -69,8 +69,8 @@ class Worker(Trainer, ABC):
         return True
 
     @abstractmethod
-    def _train_on(self, batch: Batch, lease: Lease) -> int | None:
-        """Do a part and have it noted. Where the lease ends by now; None where it was lost."""
+    def _train_on(self, batch: Batch, lease: Lease) -> int:
+        """Do a part and have it noted. Where the lease ends, as far as is known; 0 where it was lost."""
 
     def _do(self, lease: Lease) -> None:
         self._turn_to(lease)
@@ -79,10 +79,7 @@ class Worker(Trainer, ABC):
             if batch.step >= end:
                 return
             self.clock.step = batch.step
-            found = self._train_on(batch, lease)
-            if found is None:
-                return
-            end = found
+            end = self._train_on(batch, lease)
             self.clock.enter("data")
 
     def _turn_to(self, lease: Lease) -> None:
@@ -127,7 +124,7 @@ class Worker(Trainer, ABC):
         return entry | learned
 
     def _note(self, entry: dict[str, Any], tensors: Mapping[str, Tensor] | None = None) -> tuple[str, int]:
-        """Have the chief note a part. What it says, and where the lease ends by now."""
+        """Have the chief note what is done. What it says, and where the lease ends by now; 0 where it was lost."""
         answer = self._ask("note", entry, tensors)
         return ("lost", 0) if answer is None else (answer.header["state"], answer.header.get("end", 0))
 
