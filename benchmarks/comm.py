@@ -21,8 +21,8 @@ from benchmarks.report import FOLDER, Figure, at_least, at_most, report
 
 if TYPE_CHECKING:
     from benchmarks.comm_cases import Case, Learned, Timed
+    from pipelines.train.costs import Run
     from pipelines.train.job import TrainJob
-    from pipelines.train.simulate import Run
 
 Seen = TypeVar("Seen")
 HELD_OUT = (  # of the cost model; named before any fit

@@ -6,9 +6,9 @@ import torch
 
 from benchmarks.jobs import make_job
 from pipelines.models.build import build_network
+from pipelines.train.costs import Size
 from pipelines.train.job import TrainJob
 from pipelines.train.objective import Objective
-from pipelines.train.simulate import Size
 from pipelines.train.strategies.sizes import size_of
 
 

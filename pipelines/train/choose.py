@@ -1,6 +1,6 @@
 """`train.strategy: auto`: the fastest of the strategies that fit the ranks' memory, found by a few steps of each.
 
-What a strategy exchanges at a step (`simulate.py`) takes at least so long on the link as it is measured here: one that
+What a strategy exchanges at a step (`costs.py`) takes at least so long on the link as it is measured here: one that
 would take longer than the fastest so far is not tried.
 """
 
@@ -18,10 +18,10 @@ from pipelines.models.build import Layered, Paired, build_network
 from pipelines.stream import Batch
 from pipelines.stream.plan import assign_lanes
 from pipelines.train.clock import StepClock
+from pipelines.train.costs import exchange
 from pipelines.train.job import TrainJob
 from pipelines.train.objective import Objective
 from pipelines.train.optimizer import make_optimizer
-from pipelines.train.simulate import exchange
 from pipelines.train.strategies import Setting, make_strategy
 from pipelines.train.strategies.sizes import size_of
 

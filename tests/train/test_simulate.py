@@ -13,12 +13,12 @@ from pipelines.config.strategies import DataParallel, LocalSGD, PipelineParallel
 from pipelines.lake import LabelSpec
 from pipelines.models.mlp import MLP
 from pipelines.train import simulate
-from pipelines.train.simulate import Compute, Link, Run, Size, exchange, predicted_step_s
+from pipelines.train.costs import Compute, Fitted, Link, Run, Size, exchange, kind, predicted_step_s
 from pipelines.train.strategies.sizes import size_of
 from tests.tables import IMAGE, contract_of
 
 STRATEGY: TypeAdapter[Any] = TypeAdapter(Strategy)
-SIZE = Size(parameters=669_706, thin=2842, vectors=1034, boundary=512, summed=512, sums=1)
+SIZE = Size(parameters=669_706, tensors=6, thin=2842, vectors=1034, boundary=512, summed=512, sums=1)
 COMPUTE = Compute(row_s=5e-5, part_s=1e-3, step_s=4e-3, packing_s={"none": 1e-9, "topk": 8e-9}, overlap=0.2, spread=0.1)
 ALL = [
     "data_parallel",
@@ -46,6 +46,7 @@ def test_a_network_is_sized_by_what_passes_between_its_layers() -> None:
     weights = [(20, 16), (12, 20), (3, 12)]
     assert size == Size(
         parameters=sum(rows * columns + rows for rows, columns in weights),
+        tensors=6,
         thin=sum(rows + columns for rows, columns in weights),
         vectors=20 + 12 + 3,
         boundary=20,
@@ -114,9 +115,9 @@ def test_what_a_strategy_is_for() -> None:
 def test_constants_are_found_again_from_runs_that_the_model_made() -> None:
     """Of all strategies, and of one rank alone at two sizes of a batch."""
     known = [STRATEGY.validate_python(strategy) for strategy in ALL]
-    packing = {simulate.kind(strategy): place * 1e-9 for place, strategy in enumerate(known, start=1)}
+    packing = {kind(strategy): place * 1e-9 for place, strategy in enumerate(known, start=1)}
     compute = COMPUTE.model_copy(update={"packing_s": packing | {"local_sgd": 0.0, "diloco": 0.0}})
-    truth = simulate.Fitted(sizes={"mlp": SIZE}, compute={"mlp": compute}, goodput=0.9, latency_s=3e-4)
+    truth = Fitted(sizes={"mlp": SIZE}, compute={"mlp": compute}, goodput=0.9, latency_s=3e-4)
 
     def run(strategy: Any, ranks: int, rows: int, mbit_per_s: int) -> Run:
         rate = mbit_per_s * 1e6 / 8

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from pipelines.models.build import Layered, Paired, learns
-from pipelines.train.simulate import Size
+from pipelines.train.costs import Size
 
 
 class _Passed(NamedTuple):
@@ -36,11 +36,12 @@ def size_of(network: nn.Module, inputs: Sequence[Tensor]) -> Size:
     shapes = [parameter.flatten(1).shape if parameter.dim() > 1 else (1, 0) for parameter in network.parameters()]
     thin = sum(rows + columns for rows, columns in shapes if rows * columns > rows + columns)
     summed = list(_summed(network, passed)) if isinstance(network, Paired) else []
-    parameters = sum(parameter.numel() for parameter in network.parameters())
+    sizes = [parameter.numel() for parameter in network.parameters()]
     return Size(
-        parameters=parameters,
+        parameters=sum(sizes),
+        tensors=len(sizes),
         thin=thin,
-        vectors=parameters - sum(rows * columns for rows, columns in shapes if rows * columns > rows + columns),
+        vectors=sum(sizes) - sum(rows * columns for rows, columns in shapes if rows * columns > rows + columns),
         boundary=max((passed[layer].gives for layer in _layers(network)[:-1]), default=0),
         summed=sum(summed),
         sums=len(summed),
