@@ -43,6 +43,8 @@ class DryRun(BaseModel):
     """The plan of a training run.
 
     Attributes:
+        forecast: By groups of lanes; a rank has one of its own, unless ranks share its rows or take turns at it.
+        ranks: How many.
         memory_mb: Predicted peak of a rank.
         retention_s: How long the table keeps the files of a version that is overwritten.
         refusals: What must be mended first, each with the command that does.
@@ -56,6 +58,7 @@ class DryRun(BaseModel):
     row_groups: int
     bytes: int
     forecast: Forecast
+    ranks: int
     memory_mb: float
     memory_limit_mb: float
     epoch_s: float
@@ -127,6 +130,7 @@ def dry_run(config: Config, snapshot: Snapshot) -> DryRun:
         row_groups=sum(len(file.row_groups) for file in snapshot.files),
         bytes=sum(file.bytes for file in snapshot.files),
         forecast=found,
+        ranks=config.train.ranks,
         memory_mb=memory_mb,
         memory_limit_mb=limit_mb,
         epoch_s=epoch_s,
@@ -210,25 +214,26 @@ def _hours(seconds: float) -> str:
 def as_text(plan: DryRun) -> str:
     """The plan as lines that a user reads."""
     found, mb = plan.forecast, 1e6
+    part = "rank" if len(found.ranks) == plan.ranks else "group"
     low, high = found.lane_rows
     lines = [
         f"table      {plan.table} version {plan.version}: {found.rows:,} rows in {plan.row_groups} row groups of "
         f"{plan.files} files, {plan.bytes / mb:,.1f} MB",
         f"an epoch   {found.steps:,} steps; lanes of {low:,} to {high:,} rows",
         "",
-        "rank  lanes     files  row groups       rows  MB of rows   MB read",
+        f"{part:>5} lanes     files  row groups       rows  MB of rows   MB read",
     ]
     for number, rank in enumerate(found.ranks):
         lanes = f"{rank.lanes[0]} to {rank.lanes[-1]}"
         lines.append(
-            f"{number:>4}  {lanes:<8} {rank.files:>6} {rank.row_groups:>11} {rank.rows:>10,} {rank.bytes / mb:>11,.1f} "
+            f"{number:>5} {lanes:<8} {rank.files:>6} {rank.row_groups:>11} {rank.rows:>10,} {rank.bytes / mb:>11,.1f} "
             f"{rank.read_bytes / mb:>9,.1f}"
         )
     read = sum(rank.read_bytes for rank in found.ranks)
     lines += [
         "",
-        f"imbalance  {found.imbalance:.3f} (rows of the fullest rank over the mean)",
-        f"read       {read / max(plan.bytes, 1):.2f} times the table: a row group on a boundary of ranks is read by both",
+        f"imbalance  {found.imbalance:.3f} (rows of the fullest {part} over the mean)",
+        f"read       {read / max(plan.bytes, 1):.2f} times the table: a row group on a boundary of {part}s is read by both",
         f"memory     {plan.memory_mb:,.0f} MB a rank at its peak, of {plan.memory_limit_mb:,.0f} MB",
         f"time       {_hours(plan.epoch_s)} an epoch, {_hours(plan.epoch_s * plan.epochs)} for {plan.epochs} (by "
         f"{plan.rates.source}: {plan.rates.rows_per_s:,.0f} rows/s)",

@@ -12,6 +12,7 @@ from pyspark.ml.linalg import Vectors
 from pyspark.sql import SparkSession
 
 from pipelines.config import load_config
+from pipelines.config.strategies import TensorParallel
 from pipelines.dry_run import as_text, dry_run, pinned
 from pipelines.errors import DataError, LakeError, Refused
 from pipelines.features.layout import rewrite
@@ -56,6 +57,13 @@ def test_a_plan_by_the_last_run(config: Any) -> None:
     text = as_text(plan)
     assert "1.0 s an epoch, 3.0 s for 3 (by the last run: 150 rows/s)" in text and "retention  overwritten" in text
     assert json.loads(plan.model_dump_json())["forecast"]["steps"] == 10
+
+
+def test_ranks_that_share_their_rows_are_told_as_a_group(config: Any) -> None:
+    trained(config)
+    cut = config.model_copy(update={"train": config.train.model_copy(update={"strategy": TensorParallel()})})
+    text = as_text(dry_run(cut, pinned(config)))
+    assert "group lanes" in text and "    0 0 to 3" in text and "fullest group" in text
 
 
 def test_a_plan_by_a_probe(config: Any) -> None:
