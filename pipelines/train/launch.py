@@ -5,6 +5,7 @@ import ctypes
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -31,6 +32,7 @@ from pipelines.train.watch import Watch
 WORKER = "pipelines.train.worker"
 ALERTS = 10  # the last so many stay in the run's tag
 _LOSES_RANKS = ("torch", "failed barrier")  # Spark says so where a rank failed, and where its executor is gone
+_EXECUTOR_LOST = re.compile(r"ExecutorLostFailure \((executor \S+).*?\) Reason: (.*)")
 
 
 class Ended(Exception):
@@ -134,7 +136,7 @@ def run_job(
             except _Lost as lost:
                 if follower.is_ended:
                     raise Ended from None
-                error = _why_failed(job, watch, follower.verdict)
+                error = _why_failed(job, watch, follower.verdict, str(lost))
                 on_alert(str(error))
                 if not _may_help(job, error, follower.verdict) or len(restarts) == job.train.max_restarts:
                     raise error from lost.__cause__
@@ -212,7 +214,7 @@ def _flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:
 
 
 class _Lost(Exception):
-    """The ranks ended before the work was done."""
+    """The ranks ended before the work was done; says why, where whoever started them knows."""
 
 
 def _run_ranks(config: Config, job: TrainJob) -> None:
@@ -228,7 +230,8 @@ def _run_ranks(config: Config, job: TrainJob) -> None:
     except Exception as error:
         if session.active_session() is None or not any(word in str(error).lower() for word in _LOSES_RANKS):
             raise
-        raise _Lost from error
+        found = _EXECUTOR_LOST.search(str(error))
+        raise _Lost(f"Spark lost {found[1]}: {found[2]}" if found else "") from error
     if not job.result_path.is_file():
         raise _Lost
 
@@ -276,7 +279,7 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: torchrun then ends its ranks
 
 
-def _why_failed(job: TrainJob, watch: Watch, verdict: str) -> HeadraceError:
+def _why_failed(job: TrainJob, watch: Watch, verdict: str, reason: str) -> HeadraceError:
     """The error of the rank that failed by itself; the others fail because it is gone."""
     log = f"the ranks' log: {job.log_path}"
     if verdict:
@@ -290,7 +293,7 @@ def _why_failed(job: TrainJob, watch: Watch, verdict: str) -> HeadraceError:
     watch.read_beats()
     at = max(((error.place.epoch, error.place.step) for error in errors), default=None)
     named = "; ".join(watch.last_seen(rank, at) for rank in silent)
-    return TrainingError(f"{named}: ended without a word (killed, or out of memory?); {log}")
+    return TrainingError(f"{named}: ended without a word ({reason or 'killed, or out of memory?'}); {log}")
 
 
 def _follows(error: RankError) -> bool:

@@ -1,11 +1,13 @@
 """The train stage on a small table."""
 
 import contextlib
+import math
 import os
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,24 +87,36 @@ def signalled() -> Iterator[Callable[..., None]]:
         thread.join()
 
 
+@dataclass
+class Killing:
+    """When there first was a process to kill, by time.monotonic(), and the id of the one that was killed."""
+
+    since: float = math.inf
+    pid: int | None = None
+
+
 @contextlib.contextmanager
-def killed_at(after_s: float, victim: Callable[[], psutil.Process | None]) -> Iterator[list[int]]:
-    """Kill what `victim` names that long after the body began, or once it names one; gives its process id."""
-    done, pids = threading.Event(), list[int]()
+def killed_at(after_s: float, victim: Callable[[], psutil.Process | None]) -> Iterator[Killing]:
+    """Kill what `victim` names, that long after it first named one; nothing where that is infinite."""
+    done, seen = threading.Event(), Killing()
 
     def kill() -> None:
-        until = time.monotonic() + after_s
-        while not done.wait(max(0.01, until - time.monotonic())):
+        while not victim():
+            if done.wait(0.05):
+                return
+        seen.since = time.monotonic()
+        while not done.wait(min(threading.TIMEOUT_MAX, max(0.01, seen.since + after_s - time.monotonic()))):
             process = victim()
             if process:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
-                    return pids.append(process.pid)
+                    seen.pid = process.pid
+                    return
 
     thread = threading.Thread(target=kill)
     thread.start()
     try:
-        yield pids
+        yield seen
     finally:
         done.set()
         thread.join()
@@ -121,26 +135,31 @@ def children_that(match: Callable[[list[str]], bool]) -> list[psutil.Process]:
 def trained_under_kills(
     name: str, kills: int, train: Callable[[], Result], victims: Callable[[], list[psutil.Process]]
 ) -> tuple[Result, list[Result]]:
-    """What `train` makes undisturbed, and so often with one of the victims killed at a moment of it: rows as receipted."""
-    began = time.monotonic()
-    whole = train()
-    wall_s = time.monotonic() - began
-    receipts = [(epoch["rows"], epoch["row_id_sum"]) for epoch in whole["epochs"]]
-    generator = random.Random(f"{SEED}:{name}")
-    print(f"seed {SEED}; {name}; undisturbed {wall_s:.1f} s")
+    """What `train` makes undisturbed, and so often with one of the victims killed while there are any: rows as receipted.
+
+    Moments are drawn uniformly over the wall time from the first victim to the end of an undisturbed run.
+    """
+    generator, chosen_by = random.Random(f"{SEED}:{name}"), random.Random(f"{SEED}:{name}:whom")
     results = []
 
     def victim() -> psutil.Process | None:
         found = victims()
-        return generator.choice(found) if found else None
+        return chosen_by.choice(found) if found else None
 
+    with killed_at(math.inf, victim) as seen:
+        whole = train()
+    wall_s = time.monotonic() - seen.since
+    receipts = [(epoch["rows"], epoch["row_id_sum"]) for epoch in whole["epochs"]]
+    print(f"seed {SEED}; {name}; undisturbed {wall_s:.1f} s")
     for number in range(kills):
         after_s = generator.uniform(0, wall_s)
-        with killed_at(after_s, victim) as pids:
+        with killed_at(after_s, victim) as seen:
             results.append(train())
         result = results[-1]
         repeated = sum(epoch["exchange"].get("repeated_rows", 0) for epoch in result["epochs"])
-        print(f"{number}: {pids} after {after_s:.2f} s; {repeated:g} rows repeated; {result['restarts']}", flush=True)
+        print(
+            f"{number}: {seen.pid} after {after_s:.2f} s; {repeated:g} rows repeated; {result['restarts']}", flush=True
+        )
         assert [(epoch["rows"], epoch["row_id_sum"]) for epoch in result["epochs"]] == receipts
     return whole, results
 

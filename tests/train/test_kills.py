@@ -6,6 +6,7 @@ repeats a run with it.
 
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -28,7 +29,7 @@ from pipelines.train import checkpoint
 from pipelines.train.checkpoint import Saved, State
 from pipelines.train.tally import Sums
 from tests.faults import SEED
-from tests.train.conftest import killed_at, plant, rank_processes, weights_of
+from tests.train.conftest import Killing, killed_at, plant, rank_processes, weights_of
 
 SETTINGS = {"batch_size": 8, "epochs": 3, "timeout_s": 30, "threads": 1, "checkpoint": {"every_steps": 4}}
 # Keeps which rows a rank was given, by epoch, step, and the number of ranks at that time.
@@ -47,8 +48,8 @@ if "RANK" in os.environ:
 """
 
 
-def killed(lake: Path, rank: int, after_s: float) -> contextlib.AbstractContextManager[object]:
-    """Kill the rank that long after the body began, or as soon as it is there."""
+def killed(lake: Path, rank: int, after_s: float) -> contextlib.AbstractContextManager[Killing]:
+    """Kill the rank that long after it is there."""
 
     def victim() -> psutil.Process | None:
         for process in rank_processes(lake):
@@ -60,10 +61,12 @@ def killed(lake: Path, rank: int, after_s: float) -> contextlib.AbstractContextM
     return killed_at(after_s, victim)
 
 
-def undisturbed(train: Callable[..., Made], tmp_path: Path, ranks: int) -> tuple[Made, dict[str, list[float]], float]:
-    started = time.monotonic()
-    made = train(ranks=ranks, **SETTINGS)
-    seconds = time.monotonic() - started
+def undisturbed(
+    train: Callable[..., Made], lake: Path, tmp_path: Path, ranks: int
+) -> tuple[Made, dict[str, list[float]], float]:
+    with killed(lake, 0, math.inf) as seen:
+        made = train(ranks=ranks, **SETTINGS)
+    seconds = time.monotonic() - seen.since
     shutil.rmtree(runs_path("tiny"))
     return made, weights_of(made, tmp_path / f"undisturbed-{ranks}"), seconds
 
@@ -73,7 +76,7 @@ def undisturbed(train: Callable[..., Made], tmp_path: Path, ranks: int) -> tuple
 def test_a_rank_killed_at_any_moment_changes_nothing(
     train: Callable[..., Made], lake: Path, tmp_path: Path, ranks: int, kills: int
 ) -> None:
-    made, wanted, wall_s = undisturbed(train, tmp_path, ranks)
+    made, wanted, wall_s = undisturbed(train, lake, tmp_path, ranks)
     receipts = [(epoch["rows"], epoch["row_id_sum"]) for epoch in made.result["epochs"]]
     generator = random.Random(f"{SEED}:{ranks}")
     print(f"seed {SEED}; {ranks} ranks; undisturbed {wall_s:.1f} s")
@@ -111,7 +114,7 @@ def test_other_numbers_of_ranks_see_the_same_batches(
         return found
 
     record(tmp_path / "whole")
-    made, _, wall_s = undisturbed(train, tmp_path, 2)
+    made, _, wall_s = undisturbed(train, lake, tmp_path, 2)
     wanted = {place: sorted(seen[2]) for place, seen in batches(tmp_path / "whole").items()}
     record(tmp_path / "parts")
     generator = random.Random(f"{SEED}:{number}")
