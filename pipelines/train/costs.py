@@ -1,7 +1,8 @@
 """What a step of each strategy takes: a cost model of computing, latency, bandwidth, overlap and stragglers.
 
-`simulate.py` fits its constants to measured runs; docs/links.md says how near it comes to others. The formulas count what a rank sends at a step. Exchanges among n ranks go round a ring: R. Thakur et al., Optimization
-of collective communication operations in MPICH, 2005.
+`simulate.py` fits its constants to measured runs; docs/links.md says how near it comes to others. The formulas count what
+a rank sends at a step. Exchanges among n ranks go round a ring: R. Thakur et al., Optimization of collective communication
+operations in MPICH, 2005.
 """
 
 import math

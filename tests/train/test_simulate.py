@@ -117,7 +117,7 @@ def test_constants_are_found_again_from_runs_that_the_model_made() -> None:
     known = [STRATEGY.validate_python(strategy) for strategy in ALL]
     packing = {kind(strategy): place * 1e-9 for place, strategy in enumerate(known, start=1)}
     compute = COMPUTE.model_copy(update={"packing_s": packing | {"local_sgd": 0.0, "diloco": 0.0}})
-    truth = Fitted(sizes={"mlp": SIZE}, compute={"mlp": compute}, goodput=0.9, latency_s=3e-4)
+    truth = Fitted(sizes={"mlp": SIZE}, compute={"mlp": compute}, goodput=0.9, latency_s=3e-4, held=0.3, crowded=0.2)
 
     def run(strategy: Any, ranks: int, rows: int, mbit_per_s: int) -> Run:
         rate = mbit_per_s * 1e6 / 8
@@ -128,11 +128,11 @@ def test_constants_are_found_again_from_runs_that_the_model_made() -> None:
     runs += [
         run(strategy, ranks, rows, rate)
         for strategy in known
-        for ranks, rows in ((4, 128), (8, 512))
+        for ranks, rows in ((3, 96), (4, 128), (8, 512))
         for rate in (1000, 100, 20)
     ]
     fitted = simulate.fit(runs, {"mlp": SIZE}, spread=0.1)
     assert max(abs(fitted.relative_error(run)) for run in runs) < 1e-4
-    assert fitted.goodput == pytest.approx(0.9, rel=1e-3)
+    assert (fitted.goodput, fitted.held, fitted.crowded) == pytest.approx((0.9, 0.3, 0.2), rel=1e-3)
     assert fitted.latency_s == pytest.approx(3e-4, rel=1e-2)
     assert fitted.compute["mlp"].row_s == pytest.approx(5e-5, rel=1e-2)
