@@ -45,7 +45,7 @@ class Links:
 
     def __enter__(self) -> "Links":
         if missing := [tool for tool in ("ip", "tc") if not shutil.which(tool)]:
-            raise NotPermitted(f"{' and '.join(missing)} not found; install iproute2")
+            raise NotPermitted(f"{' and '.join(missing)} not found on PATH; install iproute2, or put /usr/sbin on it")
         _remove_leftovers()
         try:
             self._make()

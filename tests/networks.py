@@ -1,5 +1,6 @@
 """Networks that a config names by dotted path."""
 
+import time
 from itertools import pairwise
 
 import torch
@@ -30,15 +31,22 @@ class _Joined(nn.Module):
 
 
 class DoubleLayers(nn.Module):
-    """A deeper perceptron in float64 that names its layers, and pairs of them, as `mlp` and `gpt` do."""
+    """A deeper perceptron in float64 that names its layers, and pairs of them, as `mlp` and `gpt` do.
 
-    def __init__(self, contract: Contract, outputs: int, *, width: int = 8, depth: int = 3) -> None:
+    `slow` is the number of a layer that takes its time.
+    """
+
+    def __init__(
+        self, contract: Contract, outputs: int, *, width: int = 8, depth: int = 3, slow: int | None = None
+    ) -> None:
         super().__init__()
         sizes = [sum(column.width for column in contract.inputs), *[width] * depth]
         layers: list[nn.Module] = [_Joined()]
         for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after), nn.Tanh()]
         self.body, self.head = nn.Sequential(*layers, nn.LayerNorm(width)).double(), nn.Linear(width, outputs).double()
+        if slow is not None:
+            self.body[slow].register_forward_pre_hook(lambda *_: time.sleep(0.05))
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Logits."""

@@ -111,7 +111,7 @@ def _step_s(job: TrainJob, device: torch.device, options: config.Strategy) -> fl
     torch.manual_seed(job.seed)
     network = build_network(job.model, job.contract).to(device)
     objective, clock = _objective(job, network, device), StepClock(device)
-    strategy = make_strategy(network, Setting(train, objective, device, clock))
+    strategy = make_strategy(network, Setting(train, objective, device, clock, job.layer_times_path))
     optimizer = make_optimizer(train, strategy.parameters, is_plain=strategy.plain_optimizer)
     strategy.settle()
     network.train()

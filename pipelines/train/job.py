@@ -119,6 +119,11 @@ class TrainJob(BaseModel):
         return self.folder / "strategy.json"
 
     @property
+    def layer_times_path(self) -> Path:
+        """Seconds of each layer, by which a pipeline is cut; it stays as long as the checkpoints."""
+        return self.folder / "layers.json"
+
+    @property
     def log_path(self) -> Path:
         """What the ranks printed."""
         return self.folder / "ranks.log"

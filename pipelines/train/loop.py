@@ -63,7 +63,8 @@ class Trainer:
         self.judged = None if self.objective.ranker else self.contract.label
         self.num_parameters = sum(parameter.numel() for parameter in network.parameters())
         self.clock = StepClock(device)
-        self.strategy = make_strategy(network, Setting(self.train, self.objective, device, self.clock))
+        setting = Setting(self.train, self.objective, device, self.clock, job.layer_times_path)
+        self.strategy = make_strategy(network, setting)
         self.network = self.strategy.network
         self.optimizer = make_optimizer(self.train, self.strategy.parameters, is_plain=self.strategy.plain_optimizer)
         self.loader = self._loader(job.snapshot, epochs=self.train.epochs)

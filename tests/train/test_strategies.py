@@ -15,6 +15,7 @@ from pipelines.models.build import build_network
 from pipelines.train.job import TrainJob
 from pipelines.train.loop import Trainer
 from pipelines.train.strategies.groups import local
+from pipelines.train.strategies.pipeline_parallel import PipelineParallel
 from tests.ranks import run_ranks
 from tests.tables import DENSE, NEXT, SEQUENCE, contract_of, feature_table
 from tests.train.test_loop import assert_trained_alike, interrupted, job_of, train
@@ -120,6 +121,28 @@ def test_goes_on_inside_an_epoch_bit_for_bit(tmp_path: Path, snapshot: Snapshot,
     assert list(job.folder.glob("epoch-0000-step-*")), "it left a checkpoint"
     for trained, wanted in zip(run_ranks(2, train, job), whole, strict=True):
         assert_trained_alike(trained, wanted, atol=0, loss_atol=1e-12)
+
+
+def stages(job: TrainJob) -> list[range]:
+    """On a rank: the layers of each stage."""
+    strategy = Trainer(job, torch.device("cpu")).strategy
+    assert isinstance(strategy, PipelineParallel)
+    return list(strategy.stages)
+
+
+def test_a_job_that_goes_on_is_cut_as_it_was(tmp_path: Path, snapshot: Snapshot) -> None:
+    """Though another layer takes longest by now."""
+
+    def stages_at(folder: str, slow: int) -> list[range]:
+        network = {**LAYERS, "slow": slow}
+        job = job_of(tmp_path / folder, snapshot, network=network, strategy="pipeline_parallel", ranks=2)
+        first, second = run_ranks(2, stages, job)
+        assert first == second
+        return first
+
+    begun = stages_at("a", slow=1)
+    assert stages_at("b", slow=7) != begun
+    assert stages_at("a", slow=7) == begun
 
 
 @pytest.mark.parametrize(("ranks", "strategy"), [(1, "data_parallel"), (2, "data_parallel"), (2, "sharded")])

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -20,12 +21,17 @@ from pipelines.train.objective import Objective
 
 @dataclass(frozen=True)
 class Setting:
-    """What every strategy is given."""
+    """What every strategy is given.
+
+    Attributes:
+        layer_times_path: Where seconds of the layers are kept; all ranks see it.
+    """
 
     train: Train
     objective: Objective
     device: torch.device
     clock: StepClock
+    layer_times_path: Path
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Y. Huang et al., GPipe, NeurIPS 2019; D. Narayanan et al., PipeDream (1F1B), SOSP 2019.
 """
 
+import json
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from pipelines.assignment import cut
 from pipelines.config.strategies import PipelineParallel as Options
 from pipelines.errors import ConfigError
 from pipelines.models.build import Layered, learns
+from pipelines.receipt import write_json
 from pipelines.stream import Batch
 from pipelines.stream.plan import assign_lanes
 from pipelines.train import generators
@@ -41,6 +43,7 @@ class PipelineParallel(Strategy):
 
     def __init__(self, network: nn.Module, setting: Setting, options: Options) -> None:
         size = options.size or dist.get_world_size()
+        self._times_path = setting.layer_times_path
         self._mesh = two_dimensional(setting.device, size=size)
         self._place = self._mesh["model"].get_local_rank()
         self.data_rank, self.data_ranks = self._mesh["data"].get_local_rank(), self._mesh["data"].size()
@@ -77,8 +80,8 @@ class PipelineParallel(Strategy):
         num_lanes = len(assign_lanes(self.train.num_lanes, self.data_ranks)[self.data_rank])
         rows = num_lanes * (self.train.batch_size // self.train.num_lanes)
         self._part_rows = -(-rows // self.train.num_micro_batches)
-        costs, given = self._measured(layers)
-        self.stages = cut(costs, size)
+        times, given = self._measured(layers)
+        self.stages = cut(self._as_begun(times), size)
         mine = self.stages[self._place]
         run = _Run(layers[mine.start : mine.stop])
         # Told what passes between stages, torch does not find it out by a pass over memory as it happens to be.
@@ -94,10 +97,10 @@ class PipelineParallel(Strategy):
         return run
 
     def _measured(self, layers: Sequence[nn.Module]) -> tuple[list[float], list[tuple[Tensor, ...]]]:
-        """Seconds of each layer, forward and backward, as one rank measures them for all; and what each layer takes, and
-        behind the last what it gives, of a part's shape.
+        """Seconds of each layer, forward and backward; and what each takes, and behind the last what it gives, of a part's
+        shape.
         """
-        costs, passed = [], []
+        times, passed = [], []
         given: tuple[Tensor, ...] = tuple(self.objective.inputs(self.objective.zeros(self._part_rows)))
         for layer in layers:
             layer.eval()  # nothing is drawn, and no batch statistics are kept
@@ -108,13 +111,26 @@ class PipelineParallel(Strategy):
                 if outputs.requires_grad:
                     outputs.sum().backward()
                 took.append(time.perf_counter() - began)
-            costs.append(min(took))
+            times.append(min(took))
             passed.append(given)
             given = (outputs.detach().requires_grad_(outputs.is_floating_point()),)
             layer.zero_grad()
-        told = torch.tensor(costs, dtype=torch.float64, device=self.device)
+        return times, [*passed, given]
+
+    def _as_begun(self, times: list[float]) -> list[float]:
+        """The layers' times as rank 0 measured them when the job began.
+
+        What goes on is cut as it was: elsewhere, norms would be summed and dropout drawn in another order.
+        """
+        if dist.get_rank() == 0:
+            if self._times_path.is_file():
+                times = json.loads(self._times_path.read_bytes())
+            else:
+                write_json(self._times_path, times)
+        told = torch.tensor(times, dtype=torch.float64, device=self.device)
         dist.broadcast(told, 0)
-        return told.tolist(), [*passed, given]
+        as_begun: list[float] = told.tolist()
+        return as_begun
 
     def _settle(self) -> None:
         """One step without weight, in which the stages tell each other the shapes of what they send."""
