@@ -8,6 +8,7 @@ from pipelines.config import catalog
 from pipelines.config.base import Name, Positive, Section, known_name
 from pipelines.config.strategies import (
     PARTS_A_STAGE,
+    Auto,
     DataParallel,
     Elastic,
     ParameterServer,
@@ -247,6 +248,14 @@ class Train(Section):
             raise ValueError(f"balance: wanted off with {name}, whose ranks read the same rows; seen auto")
         if self.balance == "auto" and self.is_elastic:
             raise ValueError(f"balance: wanted off with {name}, where work moves by itself; seen auto")
+        if self.balance == "auto" and isinstance(self.strategy, Auto):
+            raise ValueError(
+                "balance: wanted off with auto, which may take one whose ranks read the same rows; seen auto"
+            )
+        if self.balance == "auto" and what_is_learned(self.strategy):
+            raise ValueError(
+                f"balance: wanted off with {name}, where other lanes on a rank change what is learned; seen auto"
+            )
         is_1f1b = isinstance(self.strategy, PipelineParallel) and self.strategy.schedule == "1F1B"
         if is_1f1b and self.num_micro_batches < size:
             raise ValueError(

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, model_validator
 
 from pipelines.config import catalog
-from pipelines.config.base import Name, Natural, Positive, Section, Strings, known_name
+from pipelines.config.base import Name, Positive, Section, Strings, known_name
 from pipelines.config.data import NUMERIC, Source
 from pipelines.config.features import DATES, LIST_TYPES, Features, Input, Label
 from pipelines.config.learning import Estimator, Model, Train
@@ -108,7 +108,9 @@ class Config(Section):
     workload: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] = Field(
         description="Its name: tables, runs and the registered model carry it."
     )
-    seed: Natural = Field(default=0, description="The one seed of splits, row order, estimators and networks.")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(  # numpy takes no other
+        default=0, description="The one seed of splits, row order, estimators and networks."
+    )
     source: Source = Field(description="Raw data.")
     split: Split = Field(default=Split(), description="Train, validation and test.")
     features: Features = Field(description="The fitted transform.")

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from pipelines.config import strategies as config
+from pipelines.errors import ConfigError
 from pipelines.models.build import Layered, Paired, build_network
 from pipelines.stream import Batch
 from pipelines.stream.plan import assign_lanes
@@ -59,7 +60,11 @@ def choose(job: TrainJob, device: torch.device) -> Choice:
         elif least > fastest:
             told.append(f"{name} over {1e3 * least:,.1f} ms for the link alone")
         else:
-            step_s = _step_s(job, device, strategy)
+            try:
+                step_s = _step_s(job, device, strategy)
+            except ConfigError as error:  # on all ranks alike
+                told.append(f"{name} does not fit: wanted {str(error).rpartition('wanted ')[2]}")
+                continue
             tried[name] = (step_s, strategy)
             fastest = min(fastest, step_s)
             told.append(f"{name} {1e3 * step_s:,.1f} ms")
@@ -78,7 +83,8 @@ def candidates(job: TrainJob, network: nn.Module, objective: Objective) -> Itera
         yield "powersgd", config.DataParallel(hook=config.PowerSGD())
         yield "fp16", config.DataParallel(hook=config.Half(name="fp16"))
     yield "data_parallel", config.DataParallel()
-    if isinstance(network, Layered) and not objective.ranker:
+    parts = job.train.micro_batches or job.train.ranks  # 1F1B takes one for each stage
+    if isinstance(network, Layered) and not objective.ranker and parts >= job.train.ranks:
         yield "pipeline_parallel", config.PipelineParallel()
     if isinstance(network, Paired) and network.linear_pairs():
         yield "tensor_parallel", config.TensorParallel()

@@ -17,6 +17,7 @@ import matplotlib.figure
 
 from pipelines import session, tracking
 from pipelines.config import Config
+from pipelines.config.strategies import Auto
 from pipelines.errors import ConfigError, DataError, HeadraceError, TrainingError
 from pipelines.features.fitted import FittedFeatures
 from pipelines.lake import Snapshot, runs_path
@@ -123,6 +124,7 @@ def run_job(
             f"lanes, seen {job.snapshot.rows} rows; lower train.lanes (at least train.ranks, {job.train.ranks})"
         )
     write_json(job.path, job)
+    job.log_path.unlink(missing_ok=True)
     restarts: list[str] = []
     with Follower(job, on_epoch=on_epoch, on_alert=on_alert, should_end=should_end) as follower:
         while True:
@@ -251,7 +253,7 @@ def _run_torch_distributor(config: Config, job_path: Path, log: Path) -> None:
     local = session.master().startswith("local")
     distributor = TorchDistributor(num_processes=config.train.ranks, local_mode=local, use_gpu=False)
     distributor.logger.setLevel(logging.WARNING)
-    with log.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+    with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         # As a module, found through PYTHONPATH on every node; a file's path would have to be the same there.
         distributor.run("-m", WORKER, str(job_path))
 
@@ -259,7 +261,7 @@ def _run_torch_distributor(config: Config, job_path: Path, log: Path) -> None:
 def _run_torchrun(config: Config, job_path: Path, log: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1"]
     command += [f"--nproc-per-node={config.train.ranks}", "-m", WORKER, str(job_path)]
-    with log.open("w", encoding="utf-8") as file:
+    with log.open("a", encoding="utf-8") as file:
         process = subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent
         )
@@ -298,12 +300,12 @@ def _why_failed(job: TrainJob, watch: Watch, verdict: str, reason: str) -> Headr
 
 def _follows(error: RankError) -> bool:
     """Whether the rank failed only because another had."""
-    return error.cause == "ended" or "peer" in error.message
+    return error.cause == "ended" or (error.cause == "unforeseen" and "peer" in error.message)
 
 
 def _why_chosen(job: TrainJob) -> list[str]:
     """What `train.strategy: auto` stood for, where it was asked for."""
-    if not job.choice_path.is_file():
+    if not isinstance(job.train.strategy, Auto) or not job.choice_path.is_file():
         return []
     return [f"strategy {json.loads(job.choice_path.read_bytes())['why']}"]
 

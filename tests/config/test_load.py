@@ -70,6 +70,7 @@ def test_defaults_and_overrides() -> None:
         ("score.split=tst", ["a split or 'all'", "did you mean 'test'"]),
         ("source.max_rejected=2", ["less than or equal to 1", "seen 2"]),
         ("seed=-1", ["seed", "greater than or equal to 0", "seen -1"]),
+        ("seed=20240101123456", ["seed", "less than 4294967296"]),
     ],
 )
 def test_wrong_values_are_named(override: str, parts: list[str]) -> None:

@@ -29,9 +29,17 @@ def test_what_does_not_fit_is_not_tried(forked_ranks: None, train: Callable[...,
     assert not told.startswith(("data_parallel", "powersgd", "local_sgd", "fp16"))
 
 
+def test_what_cannot_be_cut_is_not_taken(forked_ranks: None, train: Callable[..., Made]) -> None:
+    told = why(train({"network": "mlp", "hidden": [8]}, strategy="auto", ranks=3, batch_size=15))
+    assert "pipeline_parallel does not fit: wanted a layer with parameters for each of 3 stages, seen 2" in told
+    assert "tensor_parallel does not fit: wanted layers of a multiple of 3 units, seen 8 in hidden.0" in told
+
+
 def test_a_run_that_goes_on_keeps_its_strategy(
     forked_ranks: None, train: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = why(train(NETWORK, strategy="auto", epochs=1))
     assert list(runs_path("tiny").glob("train/*/strategy.json"))
     assert why(train(NETWORK, strategy="auto", epochs=1)) == first
+    asked = train(NETWORK, strategy="data_parallel", epochs=1)
+    assert not any(line.startswith("strategy ") for line in asked.lines), "nothing was chosen"

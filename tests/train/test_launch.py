@@ -8,13 +8,21 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from pipelines.errors import ConfigError, DataError, TrainingError
 from pipelines.lake import runs_path
+from pipelines.receipt import write_json
 from pipelines.stage import Made
+from pipelines.train import launch
+from pipelines.train.heartbeat import Place
+from pipelines.train.job import RankError
+from pipelines.train.watch import Watch
+from tests.tables import DENSE, contract_of, feature_table
 from tests.train.conftest import plant, rank_processes, run_of, weights_of
+from tests.train.test_loop import job_of
 
 # Put on the ranks' PYTHONPATH as sitecustomize.py; rank 1 meets the fault.
 BROKEN_PETASTORM = """
@@ -118,6 +126,18 @@ def test_another_number_of_ranks_goes_on_with_the_same_job(
         train(max_restarts=0)
     made = train(ranks=1)
     assert "went on from the checkpoint at epoch 2, step 0" in made.lines
+
+
+@pytest.mark.parametrize("cause", ["known", "unforeseen"])
+def test_a_cause_is_told_whatever_its_words(tmp_path: Path, cause: Literal["known", "unforeseen"]) -> None:
+    """A lost peer is what follows; a file of the name is not."""
+    job = job_of(tmp_path / "job", feature_table(tmp_path / "t", [40], contract_of(DENSE)), ranks=2)
+    error = RankError(
+        rank=1, host="h", place=Place(), cause=cause, message="peerings/part-3 cannot be read", exit_code=1
+    )
+    write_json(job.error_path(1), error)
+    told = str(launch._why_failed(job, Watch(job), "", ""))
+    assert ("peerings/part-3 cannot be read" in told) == (cause == "known")
 
 
 def test_a_wrong_network_is_a_config_error(train: Callable[..., Made]) -> None:
