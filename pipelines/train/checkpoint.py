@@ -42,7 +42,8 @@ class State(BaseModel):
         seconds: Time that this epoch has taken.
         epochs: Results of the epochs that are done.
         best_epoch: The one with the best validation metric so far, the last one without validation.
-        ledger: Where parts of an epoch are not done in order, those that are left.
+        ledger: Where parts of an epoch are not done in order, those that are left, and which of these a server has learned
+            from by then.
         digests: sha256 of the ranks' files.
     """
 

@@ -124,6 +124,11 @@ class TrainJob(BaseModel):
         return self.folder / "layers.json"
 
     @property
+    def ended_path(self) -> Path:
+        """There once the launcher ends the ranks: nobody starts one again."""
+        return self.folder / "ended"
+
+    @property
     def log_path(self) -> Path:
         """What the ranks printed."""
         return self.folder / "ranks.log"
@@ -143,7 +148,13 @@ class TrainJob(BaseModel):
 
     def remove_traces(self) -> None:
         """Remove what the ranks of an earlier start left beside checkpoints."""
-        for path in (self.result_path, self.epochs_path, self.progress_path, *self.folder.glob("*-rank-*.json")):
+        for path in (
+            self.result_path,
+            self.epochs_path,
+            self.progress_path,
+            self.ended_path,
+            *self.folder.glob("*-rank-*.json"),
+        ):
             path.unlink(missing_ok=True)
 
     def beat_path(self, rank: int) -> Path:

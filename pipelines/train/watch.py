@@ -74,7 +74,8 @@ class Watch:
         return str(beat)
 
     def end_local_ranks(self) -> None:
-        """Kill this job's ranks on this machine, stopped ones as well."""
+        """Kill this job's ranks on this machine, stopped ones as well; what is killed is not started again."""
+        self._job.ended_path.touch()
         for beat in self.beats.values():
             if beat.place.phase != ENDED:
                 with contextlib.suppress(psutil.Error, OSError):

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +16,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.errors import TrainingError
+from pipelines.errors import ConfigError, TrainingError
 from pipelines.lake import Snapshot, runs_path
 from pipelines.stage import Made
+from pipelines.train.checkpoint import Saved, latest
 from pipelines.train.elastic.certificates import Identity, issue
+from pipelines.train.elastic.chief import Chief
 from pipelines.train.elastic.ledger import Lease, Ledger
 from pipelines.train.elastic.wire import Address, Message, Peer, Server, address_path
+from pipelines.train.job import TrainJob
+from pipelines.train.tally import Sums
+from pipelines.train.watch import Watch
 from tests.ranks import run_ranks
 from tests.tables import DENSE, append_shard, contract_of
+from tests.train.test_loop import job_of
 
 SETTINGS: dict[str, Any] = {"ranks": 3, "batch_size": 16, "epochs": 3, "timeout_s": 60, "threads": 1, "lr": 0.05}
 
@@ -121,6 +128,17 @@ def test_a_message_comes_back_as_it_was() -> None:
     assert all(torch.equal(came.tensors[name], tensor) for name, tensor in sent.tensors.items())
 
 
+def updates() -> set[float]:
+    """How often each tensor of the network was moved, by the last checkpoint."""
+    (folder,) = runs_path("tiny").glob("train/*")
+    path = latest(folder)
+    assert path is not None
+    saved = Saved(path)
+    return {
+        float(saved.tensor(name)) for name in saved.names if name.startswith("optimizer.") and name.endswith(".step")
+    }
+
+
 def accounted(made: Made, table: Snapshot | None = None) -> bool:
     rows = {(epoch["rows"], epoch["row_id_sum"]) for epoch in made.result["epochs"]}
     return len(rows) == 1 and next(iter(rows))[0] == (table.rows if table else 120)
@@ -178,6 +196,71 @@ def test_another_server_that_is_killed_is_filled_again(
     made = train("mlp", strategy={"name": "parameter_server", "servers": 2}, **LONG | {"ranks": 4})
     assert any(line.startswith("rank 1 on ") for line in made.result["restarts"])
     assert accounted(made) and len(made.result["epochs"]) == 12
+
+
+@pytest.mark.parametrize("max_staleness", [None, 0])
+def test_each_server_learns_from_each_part_once(
+    forked_ranks: None, train: Callable[..., Made], max_staleness: int | None
+) -> None:
+    """Parts that the chief refuses are done again, and at the end of an epoch two do the same one."""
+    strategy = {"name": "parameter_server", "servers": 2, "max_staleness": max_staleness}
+    settings = SETTINGS | {"ranks": 5, "batch_size": 24, "lanes": 3, "schedule": "OneCycleLR", "clip_grad_norm": 0.5}
+    made = train("mlp", strategy=strategy, **settings)
+    assert accounted(made) and not made.result["restarts"]
+    assert updates() == {sum(epoch["exchange"]["updates"] for epoch in made.result["epochs"])}
+
+
+def test_more_servers_than_tensors_are_refused(forked_ranks: None, train: Callable[..., Made]) -> None:
+    with pytest.raises(ConfigError, match="servers: wanted at most 2, one for each tensor .* seen 3"):
+        train(strategy={"name": "parameter_server", "servers": 3}, **SETTINGS | {"ranks": 4})
+
+
+def test_ranks_that_the_launcher_ends_are_not_started_again_by_themselves(
+    train: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their supervisors would keep a fault going that the watch has seen."""
+    look, said = Watch.look, list[str]()
+
+    def blame_once(watch: Watch) -> str:
+        verdict = look(watch)
+        is_on = any(beat.place.epoch for beat in watch.beats.values())
+        if is_on and not said:
+            said.append("rank 1 stands still")
+            return said[0]
+        return verdict
+
+    monkeypatch.setattr(Watch, "look", blame_once)
+    made = train(strategy="parameter_server", **LONG)
+    (told,) = made.result["restarts"]
+    assert told.startswith("rank 1 stands still; ") and accounted(made)
+
+
+def waiting_chief(job: TrainJob) -> set[int]:
+    """On a rank: the ticks of a chief that no worker asks for work."""
+
+    class Waiting(Chief):
+        def _look(self) -> None:
+            time.sleep(0.01)
+
+        def _gather(self) -> None:
+            """There is nothing."""
+
+    issue(job.folder, job.train.roles)
+    chief = Waiting(job, torch.device("cpu"))
+    chief.resume()
+    threading.Thread(target=chief._pass, args=(Sums(), 0.0), daemon=True).start()
+    time.sleep(0.5)
+    seen = set()
+    for _ in range(1000):
+        seen.add(chief.place().ticks)
+        time.sleep(0.001)
+    return seen
+
+
+def test_a_chief_without_workers_does_not_get_on(tmp_path: Path) -> None:
+    job = job_of(tmp_path / "job", two_classes(tmp_path / "t"), strategy="gossip", ranks=2)
+    (seen,) = run_ranks(1, waiting_chief, job)
+    assert len(seen) == 1, "or the watch would never name it"
 
 
 def test_a_stopped_rank_does_not_set_the_pace(

@@ -14,6 +14,7 @@ import pytest
 from pipelines.lake import runs_path
 from pipelines.stage import Made
 from tests.train.conftest import children_that, trained_under_kills
+from tests.train.test_elastic import updates
 
 SETTINGS: dict[str, Any] = {"batch_size": 8, "epochs": 4, "timeout_s": 30, "threads": 1, "max_restarts": 3}
 STRATEGIES: list[tuple[int, Any]] = [
@@ -60,7 +61,10 @@ def test_whoever_is_killed(
 
     def made() -> dict[str, Any]:
         shutil.rmtree(runs_path("tiny"), ignore_errors=True)
-        return train("mlp", **settings).result
+        result = train("mlp", **settings).result
+        if name_of(strategy) == "parameter_server-2":
+            assert len(updates()) == 1, "no server learned from a part twice"
+        return result
 
     whole, results = trained_under_kills(name_of(strategy), kills, made, forked_processes)
     if name_of(strategy).startswith(SYNCHRONOUS):

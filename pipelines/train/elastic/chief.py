@@ -97,10 +97,10 @@ class Chief(Trainer, ABC):
             self._ledger = ledger
         seen = -1
         while not ledger.is_complete:
-            self.clock.enter("communication")
             with self._lock:
                 self._lock.wait(LOOK_EVERY_S)
-                self.clock.ticks -= ledger.done == seen  # where no worker gets on, the chief does not either
+                if ledger.done != seen:  # where no worker gets on, the chief does not either
+                    self.clock.enter("communication")
                 seen = ledger.done
                 step = min(seen // groups, steps - 1)
                 if step > self.loader.step and self._is_between_steps:

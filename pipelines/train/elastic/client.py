@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipelines.config.strategies import num_servers
 from pipelines.stream import Batch
@@ -33,19 +33,22 @@ class Client(Worker):
 
     def _is_ready(self) -> bool:
         """A server that came back empty is not; the chief sees to it."""
-        return all(self._moved(server, "pull", {}) == "taken" for server in range(1, len(self._servers)))
+        return all(self._moved(server, "pull", {}, {}) == "taken" for server in range(1, len(self._servers)))
 
     def _train_on(self, batch: Batch, lease: Lease) -> int:
         while True:
             learned = self._learn(batch)
             gradients = self._gradients() if batch.rows else {}
+            norm = self._norm() if self.train.clip_grad_norm and batch.rows else None
             self.clock.enter("communication")
-            for server in reversed(range(1, len(self._servers))):
-                state, end = self._moved(server, "push", self._mine(server, gradients)), 0
+            asked = {"epoch": lease.epoch, "group": lease.group, "part": batch.step, "norm": norm}
+            for server in reversed(range(1, len(self._servers))) if batch.rows else ():
+                state, end = self._moved(server, "push", asked, self._mine(server, gradients)), 0
                 if state != "taken":
                     break
             else:  # the chief, who notes the rows, comes last
-                state, end = self._note(self._entry(batch, lease, learned), self._mine(0, gradients))
+                entry = self._entry(batch, lease, learned) | {"norm": norm}
+                state, end = self._note(entry, self._mine(0, gradients))
             if state != "stale":  # else once more, with the weights that came back
                 return end
 
@@ -54,13 +57,17 @@ class Client(Worker):
         tensors = {name: x.grad if x.requires_grad else x for name, x in self.strategy.held().items()}
         return {name: tensor.detach().cpu() for name, tensor in tensors.items() if tensor is not None}
 
+    def _norm(self) -> float:
+        found = [parameter.grad for parameter in self.strategy.parameters if parameter.grad is not None]
+        return float(nn.utils.get_total_norm(found))
+
     def _mine(self, server: int, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: gradients[name] for name in self._names[server] if name in gradients}
 
-    def _moved(self, server: int, method: str, tensors: dict[str, Tensor]) -> str:
+    def _moved(self, server: int, method: str, asked: dict[str, Any], tensors: dict[str, Tensor]) -> str:
         """What another server than the chief says; it may answer with weights."""
         header = {"run": self._run_id, "version": self._versions[server]}
-        answer = self._call(self._servers[server], method, header, tensors)
+        answer = self._call(self._servers[server], method, header | asked, tensors)
         if answer is None or answer.header["state"] == "lost":
             return "lost"
         self._take_weights(server, answer)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipelines.config.strategies import BackupWorkers, ParameterServer, num_servers
+from pipelines.errors import ConfigError
 from pipelines.train import checkpoint
 from pipelines.train.diagnosis import RankTimes
 from pipelines.train.elastic.chief import Chief, LostWeights
@@ -52,14 +53,21 @@ class LeadServer(Chief):
         self._options, self._exchange = options, _Exchange()
         held = self.strategy.held()
         self._names = names_by_server(held, num_servers(options))
+        if len(self._names) > (most := sum(tensor.requires_grad for tensor in held.values())):
+            raise ConfigError(
+                f"train.strategy.servers: wanted at most {most}, one for each tensor of the network's parameters; seen "
+                f"{len(self._names)}"
+            )
         self._store = Store(
             {name: held[name] for name in self._names[0]}, self.optimizer, self.schedule, self.train.clip_grad_norm
         )
         self._others = {rank: Peer(job.folder, 0, rank) for rank in range(1, len(self._names))}
+        self._ahead: dict[str, list[list[int]]] = {}  # by server: parts that it learned from and that are not noted
 
     def resume(self) -> tuple[int, int]:
         """As Trainer does; the other servers are told what they hold."""
         found = super().resume()
+        ledger = (self._resumed.ledger if self._resumed else None) or {}
         groups, schedule = checkpoint.param_groups(self.optimizer), checkpoint.schedule_state(self.schedule)
         for rank, server in self._others.items():
             held = {name: self.strategy.held()[name] for name in self._names[rank]}
@@ -69,12 +77,14 @@ class LeadServer(Chief):
                 "groups": groups,
                 "schedule": schedule,
                 "total_steps": self.total_steps,
+                "epoch": self.loader.epoch,
+                "done": ledger.get("ahead", {}).get(str(rank), []),
             }
             server.call("load", Message(header, tensors), patience_s=self.train.timeout_s)
         return found
 
     def _begin(self) -> None:
-        self._exchange = _Exchange()
+        self._exchange, self._ahead = _Exchange(), {}
 
     @property
     def _is_between_steps(self) -> bool:
@@ -86,10 +96,12 @@ class LeadServer(Chief):
     def _gather(self, *, with_tensors: bool = True) -> None:
         """Take over what the other servers hold, or only see whether they hold it."""
         held = self.strategy.held()
-        for server in self._others.values():
+        for rank, server in self._others.items():
             answer = server.call("state", Message({"wanted": with_tensors}), patience_s=self.train.timeout_s)
             if answer.header["run"] != self._run_id:
                 raise LostWeights
+            if with_tensors and self._ledger and answer.header["epoch"] == self._ledger.epoch:
+                self._ahead[str(rank)] = [part for part in answer.header["done"] if self._ledger.is_left(*part)]
             for full_name, tensor in answer.tensors.items():
                 kind, _, name = full_name.partition(".")
                 if kind == "model":
@@ -97,6 +109,10 @@ class LeadServer(Chief):
                 else:
                     name, _, key = name.rpartition(".")
                     self.optimizer.state[held[name]][key] = tensor
+
+    def _ledger_state(self) -> dict[str, Any] | None:
+        state = super()._ledger_state()
+        return state | {"ahead": self._ahead} if state else None
 
     def _verdict(self, ranks: list[RankTimes]) -> str:
         figures = self._exchange.figures()
@@ -116,7 +132,7 @@ class LeadServer(Chief):
     def _take(self, message: Message, *, is_last: bool) -> None:
         asked = message.header
         if isinstance(self._options, ParameterServer):
-            self._update(message.tensors, self._store.version - asked["version"], asked["rows"])
+            self._update(message.tensors, self._store.version - asked["version"], asked["rows"], norm=asked["norm"])
         else:
             self._gather_step(message.tensors, asked["rows"], is_last=is_last)
 
@@ -126,9 +142,9 @@ class LeadServer(Chief):
             return 0
         return most_stale(self._options, self.train.ranks)
 
-    def _update(self, gradients: Mapping[str, Tensor], staleness: int, rows: int) -> None:
+    def _update(self, gradients: Mapping[str, Tensor], staleness: int, rows: int, *, norm: float | None = None) -> None:
         if rows:
-            self._store.update(gradients, scale=scale(self._options, staleness))
+            self._store.update(gradients, scale=scale(self._options, staleness), norm=norm)
             exchange = self._exchange
             exchange.updates, exchange.staleness = exchange.updates + 1, exchange.staleness + staleness
             exchange.most_stale = max(exchange.most_stale, staleness)

@@ -64,6 +64,10 @@ class Ledger:
         """Whether all parts are noted."""
         return all(not part.left for part in self._ranges)
 
+    def is_left(self, group: int, part: int) -> bool:
+        """Whether a part of a group is not noted yet."""
+        return any(left.group == group and left.next <= part < left.end for left in self._ranges)
+
     def lease(self, worker: int) -> Lease | None:
         """A range for a worker that holds none, or nothing where nothing is left.
 

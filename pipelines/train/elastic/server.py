@@ -5,7 +5,6 @@ import time
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pipelines.config.strategies import ParameterServer
 from pipelines.models.build import build_network
@@ -34,6 +33,7 @@ class PartServer:
         self._held = checkpoint.held_by(build_network(job.model, job.contract))
         self._lock, self._run_id, self._ticks = threading.Lock(), "", 0
         self._store: Store | None = None
+        self._epoch, self._done = 0, set[tuple[int, int]]()  # of the epoch, by group and part
         answers = {
             "load": ({"server"}, self._load),
             "state": ({"server"}, self._state),
@@ -67,31 +67,39 @@ class PartServer:
             if schedule is not None:
                 schedule.load_state_dict(asked["schedule"])
             self._optimizer, self._run_id = optimizer, asked["run"]
+            self._epoch, self._done = asked["epoch"], set(map(tuple, asked["done"]))
             self._store = Store(held, optimizer, schedule, self._job.train.clip_grad_norm)
         return Message({})
 
     def _state(self, _: int, message: Message) -> Message:
         with self._lock:
-            tensors: dict[str, Tensor] = {}
-            if message.header["wanted"] and self._store:
-                held = self._store.held
-                found = checkpoint.model_tensors(held) | checkpoint.optimizer_tensors(held, self._optimizer)
-                tensors = {name: tensor.clone() for name, tensor in found.items()}
-            return Message({"run": self._run_id}, tensors)
+            if not message.header["wanted"] or self._store is None:
+                return Message({"run": self._run_id})
+            held = self._store.held
+            found = checkpoint.model_tensors(held) | checkpoint.optimizer_tensors(held, self._optimizer)
+            tensors = {name: tensor.clone() for name, tensor in found.items()}
+            return Message({"run": self._run_id, "epoch": self._epoch, "done": sorted(self._done)}, tensors)
 
     def _pull(self, _: int, message: Message) -> Message:
         with self._lock:
             return self._answer("taken", message.header)
 
     def _push(self, _: int, message: Message) -> Message:
+        """Learn from a part, once: who does it again, since the chief refused it or another did it too, learns nothing."""
         asked = message.header
+        epoch, part = asked["epoch"], (asked["group"], asked["part"])
         with self._lock:
-            if self._store is None or asked["run"] != self._run_id:
+            if self._store is None or asked["run"] != self._run_id or epoch < self._epoch:
                 return Message({"state": "lost"})
+            if epoch > self._epoch:
+                self._epoch, self._done = epoch, set()
+            if part in self._done:
+                return self._answer("taken", asked)
             staleness = self._store.version - asked["version"]
             if staleness > most_stale(self._options, self._job.train.ranks):
                 return self._answer("stale", asked)
-            self._store.update(message.tensors, scale=scale(self._options, staleness))
+            self._store.update(message.tensors, scale=scale(self._options, staleness), norm=asked["norm"])
+            self._done.add(part)
             self._ticks += 1
             return self._answer("taken", asked)
 

@@ -17,7 +17,7 @@ class Store:
         held: Parameters and buffers, by name.
         optimizer: Moves the parameters.
         schedule: Steps with each update.
-        clip_grad_norm: The norm to which gradients of these parameters are clipped, if any.
+        clip_grad_norm: The norm to which gradients are clipped, if any.
 
     Attributes:
         version: Goes up with each update.
@@ -34,19 +34,25 @@ class Store:
         self._optimizer, self._schedule, self._clip = optimizer, schedule, clip_grad_norm
 
     @torch.no_grad()
-    def update(self, gradients: Mapping[str, Tensor], *, scale: float = 1.0) -> None:
-        """One step of the optimizer by the gradients, times `scale`; other tensors are taken over as they are."""
-        moved = []
-        for name, tensor in self.held.items():
-            if name not in gradients:
-                continue
-            if tensor.requires_grad:
-                tensor.grad = gradients[name].to(tensor.device) * scale
-                moved.append(tensor)
+    def update(self, gradients: Mapping[str, Tensor], *, scale: float = 1.0, norm: float | None = None) -> None:
+        """One step of the optimizer by the gradients, times `scale`; other tensors are taken over as they are.
+
+        Args:
+            gradients: By name.
+            scale: What they count.
+            norm: Of the whole gradient, where others hold the rest of it.
+        """
+        given = {name: gradients[name].to(tensor.device) for name, tensor in self.held.items() if name in gradients}
+        moves = {name: gradient * scale for name, gradient in given.items() if self.held[name].requires_grad}
+        moved = [self.held[name] for name in moves]
+        for name, tensor in given.items():
+            if name in moves:
+                self.held[name].grad = moves[name]
             else:
-                tensor.copy_(gradients[name])
+                self.held[name].copy_(tensor)
         if self._clip:
-            nn.utils.clip_grad_norm_(moved, self._clip)
+            whole = nn.utils.get_total_norm(moves.values()) if norm is None else torch.tensor(norm * scale)
+            nn.utils.clip_grads_with_norm_(moved, self._clip, whole)
         self._optimizer.step()
         if self._schedule is not None:
             self._schedule.step()

@@ -41,6 +41,8 @@ def supervise(job: TrainJob, rank: int, work: Callable[[], int]) -> int:
             return 0
         if code >= 0 and code != AGAIN:
             return code
+        if job.ended_path.is_file():
+            return 1
         is_last = len(lost) == job.train.max_restarts
         why = "weights are lost that others held" if code == AGAIN else f"ended by signal {-code}"
         lost.append(f"rank {rank} on {socket.gethostname()}: {why}; {'given up' if is_last else 'started again'}")
@@ -76,5 +78,7 @@ def _wait_for_the_others(job: TrainJob, rank: int) -> int:
     beat = Beat(rank=rank, host=socket.gethostname(), pid=os.getpid(), count=-1, place=Place(phase=ENDED))
     write_json(job.beat_path(rank), beat)
     while not job.result_path.is_file():
+        if job.ended_path.is_file():
+            return 1
         time.sleep(LOOK_EVERY_S)
     return 0

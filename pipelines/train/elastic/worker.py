@@ -47,14 +47,15 @@ class Worker(Trainer, ABC):
             TrainingError: A server was not there for `train.timeout_s`.
         """
         self.strategy.settle()
+        self.clock.enter("communication")
         while True:
-            self.clock.enter("communication")
             answer = self._ask("lease", {})
             if answer is None or answer.header["state"] == "over":
                 return
             if answer.header["state"] == "work" and self._is_ready():
                 self._do(Lease.model_validate(answer.header["lease"]))
-            else:
+                self.clock.enter("communication")
+            else:  # no tick: who waits does not get on
                 time.sleep(WAIT_S)
 
     def _told(self) -> dict[str, Any]:
