@@ -33,11 +33,18 @@ class _Joined(nn.Module):
 class DoubleLayers(nn.Module):
     """A deeper perceptron in float64 that names its layers, and pairs of them, as `mlp` and `gpt` do.
 
-    `slow` is the number of a layer that takes its time.
+    `slow` is the number of a layer that takes its time; where it is `tied`, two layers share their weights.
     """
 
     def __init__(
-        self, contract: Contract, outputs: int, *, width: int = 8, depth: int = 3, slow: int | None = None
+        self,
+        contract: Contract,
+        outputs: int,
+        *,
+        width: int = 8,
+        depth: int = 3,
+        slow: int | None = None,
+        tied: bool = False,
     ) -> None:
         super().__init__()
         sizes = [sum(column.width for column in contract.inputs), *[width] * depth]
@@ -45,6 +52,8 @@ class DoubleLayers(nn.Module):
         for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after), nn.Tanh()]
         self.body, self.head = nn.Sequential(*layers, nn.LayerNorm(width)).double(), nn.Linear(width, outputs).double()
+        if tied:
+            layers[5].weight = layers[3].weight
         if slow is not None:
             self.body[slow].register_forward_pre_hook(lambda *_: time.sleep(0.05))
 

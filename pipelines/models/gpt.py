@@ -117,9 +117,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (B, T, D), for vectors of the same."""
-        q_BHTE, k_BHTE, v_BHTE = (
-            linear(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2) for linear in (self.q, self.k, self.v)
-        )
+        projected = [linear(x) for linear in (self.q, self.k, self.v)]
+        if (width := projected[0].shape[-1]) % self.head_width:
+            raise ConfigError(
+                f"train.strategy: tensor_parallel: wanted whole heads of {self.head_width} on each rank, seen {width}"
+            )
+        q_BHTE, k_BHTE, v_BHTE = (x.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for x in projected)
         share = self.dropout_share if self.training else 0.0
         y_BHTE = F.scaled_dot_product_attention(q_BHTE, k_BHTE, v_BHTE, dropout_p=share, is_causal=True)
         y_BTD: Tensor = self.dropout(self.proj(y_BHTE.transpose(1, 2).flatten(2)))

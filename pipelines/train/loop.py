@@ -104,19 +104,20 @@ class Trainer:
                 if drawn_from := saved.generators():
                     generators.put_back(drawn_from, self.device)
                 else:
-                    generators.seed_epoch(self.job.seed, epoch=self.loader.epoch, rank=self.rank, step=self.loader.step)
+                    self._seed(step=self.loader.step)
         return self.loader.epoch, self.loader.step
 
     def place(self) -> Place:
         """Where this rank is."""
-        clock, lanes = self.clock, self.loader.assignment[self.strategy.data_rank]
+        clock, loader = self.clock, self.loader
+        lanes = loader.assignment[loader.rank]
         return Place(
             phase=clock.phase,
             ticks=clock.ticks,
             epoch=clock.epoch,
             step=clock.step,
             lanes=f"{lanes[0]} to {lanes[-1]}",
-            reading=self.loader.reading,
+            reading=loader.reading,
         )
 
     def run(self, on_epoch: Callable[[EpochResult], None]) -> None:
@@ -146,7 +147,7 @@ class Trainer:
     def _epoch(self) -> EpochResult:
         epoch = self.loader.epoch
         if self.loader.step == 0:
-            generators.seed_epoch(self.job.seed, epoch=epoch, rank=self.rank)
+            self._seed()
         before, seconds_before = self._interrupted or (Sums(), 0.0)
         self._interrupted = None
         started = time.perf_counter() - seconds_before
@@ -177,6 +178,9 @@ class Trainer:
             exchange=self._exchange_figures(),
         )
 
+    def _seed(self, *, step: int = 0) -> None:
+        generators.seed_epoch(self.job.seed, epoch=self.loader.epoch, rank=self.strategy.draws_as, step=step)
+
     def _verdict(self, ranks: list[RankTimes]) -> str:
         return why_slow(
             ranks, columns=self._column_names(), read_threads=self.train.read_threads, window=self.train.window
@@ -194,7 +198,8 @@ class Trainer:
             started: When the epoch began.
         """
         tally = Tally(self.job.snapshot, self.judged, self.device, before=before)
-        progress = ProgressFile(self.job.progress_path, self.loader.epoch, len(self.loader)) if self.rank == 0 else None
+        is_told_here = self.strategy.counts and self.strategy.data_rank == 0
+        progress = ProgressFile(self.job.progress_path, self.loader.epoch, len(self.loader)) if is_told_here else None
         self._checkpoints.start(self.loader.step)
         if self._balance:
             self._balance.start(self.loader.step)
@@ -261,6 +266,7 @@ class Trainer:
             return {}
         measures = Measures(self.judged, self.device) if self.judged else None
         tally = Tally(snapshot, self.judged, self.device, measures=measures)
+        self.strategy.agree()
         self.network.eval()
         with self._loader(snapshot, epochs=1, shuffle=False) as loader:
             for batch in loader:
@@ -316,6 +322,7 @@ class Trainer:
 
     def _save(self, sums: Sums, seconds: float) -> None:
         """Leave a checkpoint from which training goes on with the loader's next step; collective."""
+        self.strategy.agree()
         state = State(
             loader=self.loader.state_dict(),
             sums=sums,

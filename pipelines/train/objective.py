@@ -43,7 +43,7 @@ class Objective:
 
     def outputs(self, network: nn.Module, *inputs: Tensor) -> Tensor:
         """What it gives, shape (B, K), of a sequence (B, T, K)."""
-        with torch.autocast("cuda", dtype=torch.bfloat16) if self.is_autocast else nullcontext():
+        with torch.autocast(self.device.type, dtype=torch.bfloat16) if self.is_autocast else nullcontext():
             outputs: Tensor = network(*inputs)
         return outputs.float() if outputs.dtype == torch.bfloat16 else outputs
 

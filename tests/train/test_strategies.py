@@ -1,23 +1,28 @@
 """However the ranks share the work, they learn what one process learns."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from torch.distributed.tensor import DTensor
 
 from pipelines.config.learning import Train
 from pipelines.errors import ConfigError, TrainingError
 from pipelines.lake import Snapshot
 from pipelines.models.build import build_network
+from pipelines.train import checkpoint, loop
 from pipelines.train.job import TrainJob
 from pipelines.train.loop import Trainer
+from pipelines.train.objective import Objective
 from pipelines.train.strategies.groups import local
 from pipelines.train.strategies.pipeline_parallel import PipelineParallel
 from tests.ranks import run_ranks
-from tests.tables import DENSE, NEXT, SEQUENCE, contract_of, feature_table
+from tests.tables import DENSE, IMAGE, NEXT, SEQUENCE, contract_of, feature_table
 from tests.train.test_loop import assert_trained_alike, interrupted, job_of, train
 
 LAYERS = {"network": "tests.networks:DoubleLayers"}
@@ -225,6 +230,8 @@ def test_parts_that_a_stage_holds(tmp_path: Path, snapshot: Snapshot, schedule: 
         ("tensor_parallel", {"network": "softmax"}, "pairs of linear layers to cut.*seen Softmax"),
         ("pipeline_parallel", {"network": "softmax"}, "a network that names its layers.*seen Softmax"),
         ("pipeline_parallel", {"network": "mlp", "hidden": []}, "a layer with parameters for each of 2 stages, seen 1"),
+        ("pipeline_parallel", {**LAYERS, "tied": True}, "stages with weights of their own"),
+        ("tensor_parallel", {"network": "mlp", "hidden": [7]}, "a multiple of 2 units, seen 7 in hidden.0"),
     ],
 )
 def test_a_network_that_cannot_be_cut(
@@ -232,6 +239,69 @@ def test_a_network_that_cannot_be_cut(
 ) -> None:
     with pytest.raises(ConfigError, match=wanted):
         run_ranks(2, train, job_of(tmp_path, snapshot, network=network, strategy=strategy, ranks=2))
+
+
+def test_heads_that_cannot_be_cut(tmp_path: Path, texts: Snapshot) -> None:
+    network = {"network": "gpt", "layers": 1, "heads": 1, "width": 8}
+    with pytest.raises(ConfigError, match="whole heads of 8 on each rank, seen 4"):
+        run_ranks(2, train, job_of(tmp_path, texts, network=network, strategy="tensor_parallel", ranks=2))
+
+
+def learned_whole(job: TrainJob) -> dict[str, Any]:
+    """On a rank: train; what it holds whole of what is not cut."""
+    trainer = Trainer(job, torch.device("cpu"))
+    trainer.run(lambda _: None)
+    return {
+        name: tensor.detach().numpy().copy()
+        for name, tensor in trainer.strategy.held().items()
+        if not isinstance(tensor, DTensor)
+    }
+
+
+def test_what_is_not_cut_stays_alike_under_dropout(tmp_path: Path, snapshot: Snapshot) -> None:
+    network = {"network": "mlp", "hidden": [8, 8], "dropout": 0.5}
+    job = job_of(tmp_path, snapshot, network=network, strategy={"name": "tensor_parallel", "size": 2}, ranks=4)
+    first, *others = run_ranks(4, learned_whole, job)
+    assert first.keys() == {"head.weight", "head.bias"}
+    for other in others:
+        for name, values in first.items():
+            np.testing.assert_array_equal(other[name], values)
+
+
+@pytest.mark.parametrize("strategy", ["data_parallel", "sharded"])
+def test_batch_statistics_are_those_of_the_first_rank(tmp_path: Path, strategy: str) -> None:
+    images = feature_table(tmp_path / "t", [60, 40], contract_of(IMAGE))
+    job = job_of(tmp_path, images, network={"network": "tests.networks:Normalized"}, strategy=strategy, ranks=2)
+    first, second = ({k: v for k, v in held.items() if "running" in k} for held in run_ranks(2, learned_whole, job))
+    assert first == second
+    path = checkpoint.latest(job.folder)
+    assert path is not None
+    saved = checkpoint.Saved(path)
+    assert {name: saved.tensor(f"model.{name}").numpy() for name in first} == first
+
+
+def in_16_bits(job: TrainJob) -> tuple[set[torch.dtype], float, float]:
+    """On a rank: train in mixed precision, as a GPU would; what its layers give, the epoch's loss and the progress told."""
+    loop.Objective, loop.PROGRESS_EVERY_S = _Mixed, 0.0  # type: ignore[misc]
+    trainer = Trainer(job, torch.device("cpu"))
+    seen = set()
+    for layer in trainer.strategy.parallel.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.register_forward_hook(lambda *given: seen.add(given[2].dtype))
+    trainer.run(lambda _: None)
+    return seen, trainer.epochs[0].loss, json.loads(job.progress_path.read_text())["loss"]
+
+
+class _Mixed(Objective):
+    is_autocast = property(lambda _: True, lambda *_: None)  # type: ignore[assignment]
+
+
+def test_a_pipeline_computes_in_16_bits_and_tells_its_loss(tmp_path: Path, snapshot: Snapshot) -> None:
+    network = {"network": "mlp", "hidden": [64, 64]}
+    alone = run_ranks(1, train, job_of(tmp_path / "1", snapshot, network=network, epochs=1))[0][1][0].loss
+    job = job_of(tmp_path / "2", snapshot, network=network, strategy="pipeline_parallel", ranks=2, epochs=1)
+    for seen, loss, told in run_ranks(2, in_16_bits, job):
+        assert seen == {torch.bfloat16} and loss == pytest.approx(alone, rel=0.01) and told == pytest.approx(loss)
 
 
 @pytest.mark.parametrize(
@@ -246,6 +316,8 @@ def test_a_network_that_cannot_be_cut(
             "strategy.size: wanted a divisor of the 4 ranks",
         ),
         ({"strategy": "tensor_parallel", "balance": "auto"}, "balance: wanted off with tensor_parallel"),
+        ({"strategy": "auto", "balance": "auto"}, "balance: wanted off with auto"),
+        ({"strategy": "diloco", "balance": "auto"}, "balance: wanted off with diloco"),
         ({"strategy": "pipeline_parallel", "ranks": 4, "micro_batches": 2}, "one for each of the 4 stages with 1F1B"),
         ({"strategy": {"name": "backup_workers", "backups": 2}, "ranks": 3}, "leave no worker of 3"),
     ],

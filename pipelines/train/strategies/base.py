@@ -17,6 +17,7 @@ from pipelines.train import checkpoint, generators
 from pipelines.train.checkpoint import Saved
 from pipelines.train.clock import StepClock
 from pipelines.train.objective import Objective
+from pipelines.train.strategies.groups import local
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Strategy:
         network: As far as this rank holds it.
         parameters: Those that this rank's optimizer moves.
         data_rank: Which part of the rows this rank reads, of `data_ranks`.
+        draws_as: The rank whose random numbers this one draws.
         counts: Whether this rank counts the rows that it reads: of those that read the same, one does.
         reads: The columns that it needs; None for all.
         plain_optimizer: Whether the optimizer must take tensors one by one, since they are of different kinds.
@@ -68,10 +70,12 @@ class Strategy:
     counts = True
     reads: Sequence[str] | None = None
     plain_optimizer = False
+    _alike: dist.ProcessGroup | None = None  # ranks that hold the same buffers; None for all
 
     def __init__(self, network: nn.Module, setting: Setting) -> None:
         self.network, self.train, self.objective = network, setting.train, setting.objective
         self.device, self.clock = setting.device, setting.clock
+        self.draws_as = dist.get_rank()
         self.parallel = self._spread(network)
         if self.train.compile:
             self.parallel.compile()
@@ -154,6 +158,12 @@ class Strategy:
     def is_whole(self) -> bool:
         """Whether all ranks agree on the weights, so that a checkpoint can be left."""
         return True
+
+    def agree(self) -> None:
+        """Take over the first rank's buffers, where each has its own, such as statistics of its rows; collective."""
+        if dist.get_world_size(self._alike) > 1:
+            for buffer in self.parallel.buffers():
+                dist.broadcast(local(buffer), group=self._alike, group_src=0)
 
     def held(self) -> dict[str, Tensor]:
         """Parameters and buffers that this rank holds, by their names in the whole network."""

@@ -102,6 +102,9 @@ def _powersgd(state: powerSGD_hook.PowerSGDState, bucket: GradBucket) -> Future[
     """Its exchanges of a bucket follow one from the other in gloo's threads; let loose on two buckets at once, they meet
     those of another rank in another order.
     """
+    for kept in (state.error_dict, state.p_memory_dict, state.q_memory_dict):
+        if bucket.index() in kept:  # a checkpoint's are on the CPU
+            kept[bucket.index()] = kept[bucket.index()].to(bucket.buffer().device)
     future: Future[Tensor] = powerSGD_hook.powerSGD_hook(state, bucket)
     future.wait()
     return future

@@ -21,6 +21,7 @@ from pipelines.receipt import write_json
 from pipelines.stream import Batch
 from pipelines.stream.plan import assign_lanes
 from pipelines.train import generators
+from pipelines.train.objective import Objective
 from pipelines.train.strategies.base import Setting, Strategy
 from pipelines.train.strategies.groups import clip_global_norm, sum_gradients, two_dimensional
 
@@ -45,6 +46,7 @@ class PipelineParallel(Strategy):
         size = options.size or dist.get_world_size()
         self._times_path = setting.layer_times_path
         self._mesh = two_dimensional(setting.device, size=size)
+        self._alike = self._mesh["data"].get_group()
         self._place = self._mesh["model"].get_local_rank()
         self.data_rank, self.data_ranks = self._mesh["data"].get_local_rank(), self._mesh["data"].size()
         self.counts = self._place == size - 1
@@ -84,9 +86,17 @@ class PipelineParallel(Strategy):
         self.stages = cut(self._as_begun(times), size)
         mine = self.stages[self._place]
         run = _Run(layers[mine.start : mine.stop])
+        held = {id(weight) for weight in run.parameters()}
+        for other in (*layers[: mine.start], *layers[mine.stop :]):
+            if not held.isdisjoint(map(id, other.parameters())):
+                raise ConfigError(
+                    "train.strategy: pipeline_parallel: wanted stages with weights of their own; seen one that two layers "
+                    "share"
+                )
+            other.to("meta")  # other ranks hold it
         # Told what passes between stages, torch does not find it out by a pass over memory as it happens to be.
         self._stage = _Stage(
-            run,
+            _Mixed(run, self.objective),
             self._place,
             size,
             self.device,
@@ -201,6 +211,18 @@ class _Run(nn.Module):
         for layer in self.layers:
             inputs = (layer(*inputs),)
         return inputs[0]
+
+
+class _Mixed(nn.Module):
+    """A run in the objective's precision, which gives what other stages take."""
+
+    def __init__(self, run: _Run, objective: Objective) -> None:
+        super().__init__()
+        self.run, self._objective = run, objective
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """What the run gives."""
+        return self._objective.outputs(self.run, *inputs)
 
 
 class _Stage(PipelineStage):

@@ -31,6 +31,7 @@ class TensorParallel(Strategy):
         self.data_rank, self.data_ranks = self._mesh["data"].get_local_rank(), self._mesh["data"].size()
         self.counts = self._mesh["model"].get_local_rank() == 0
         super().__init__(network, setting)
+        self.draws_as = self.data_rank  # what each rank of a group holds whole must stay alike
         self.clock.waits_inside = True
 
     def _spread(self, network: nn.Module) -> nn.Module:
@@ -41,7 +42,14 @@ class TensorParallel(Strategy):
                 f"gpt; seen {type(network).__name__}"
             )
         plan: dict[str, ParallelStyle] = {}
+        size = self._mesh["model"].size()
         for columns, rows in pairs:
+            for name in columns:
+                if (width := network.get_parameter(f"{name}.weight").shape[0]) % size:
+                    raise ConfigError(
+                        f"train.strategy: tensor_parallel: wanted layers of a multiple of {size} units, seen {width} in "
+                        f"{name}"
+                    )
             plan |= dict.fromkeys(columns, ColwiseParallel()) | {rows: RowwiseParallel()}
         return parallelize_module(network, self._mesh["model"], plan)
 
