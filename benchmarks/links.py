@@ -115,6 +115,7 @@ class Links:
 def on_links(title: str, num: int, measure: Callable[[Links], int]) -> int:
     """The exit code of what is measured on `num` links; 77, with a line, where they cannot be had."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # gloo warns of addresses without a name
+    os.environ["OMP_NUM_THREADS"] = "1"  # as ranks have it from their launcher
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that namespaces are removed then, too
     try:
         with Links(num) as links:

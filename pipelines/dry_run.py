@@ -48,6 +48,7 @@ class DryRun(BaseModel):
         memory_mb: Predicted peak of a rank.
         retention_s: How long the table keeps the files of a version that is overwritten.
         refusals: What must be mended first, each with the command that does.
+        remarks: What of the settings has no use.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -59,6 +60,7 @@ class DryRun(BaseModel):
     bytes: int
     forecast: Forecast
     ranks: int
+    strategy: str
     memory_mb: float
     memory_limit_mb: float
     epoch_s: float
@@ -66,6 +68,7 @@ class DryRun(BaseModel):
     rates: Rates
     retention_s: float
     refusals: list[str]
+    remarks: list[str]
 
 
 def pinned(config: Config) -> Snapshot:
@@ -131,6 +134,7 @@ def dry_run(config: Config, snapshot: Snapshot) -> DryRun:
         bytes=sum(file.bytes for file in snapshot.files),
         forecast=found,
         ranks=config.train.ranks,
+        strategy=config.train.strategy.name,
         memory_mb=memory_mb,
         memory_limit_mb=limit_mb,
         epoch_s=epoch_s,
@@ -138,6 +142,7 @@ def dry_run(config: Config, snapshot: Snapshot) -> DryRun:
         rates=rates,
         retention_s=retention_s,
         refusals=refusals,
+        remarks=config.train.remarks(found.steps),
     )
 
 
@@ -150,9 +155,16 @@ def _as_tuned(config: Config) -> Config:
 def _rates(config: Config, snapshot: Snapshot) -> Rates:
     """Those of the last run on this table, or of a probe."""
     receipt = read_receipt(receipt_path(config.workload, "train"))
-    if receipt is not None and receipt.result["model"]["snapshot"] == snapshot.digest and receipt.result.get("base_mb"):
+    if (
+        receipt is not None
+        and receipt.result["model"]["snapshot"] == snapshot.digest
+        and receipt.result.get("strategy")
+    ):
         epochs = sorted(epoch["rows_per_s"] for epoch in receipt.result["epochs"])
-        return Rates(rows_per_s=epochs[len(epochs) // 2], base_mb=receipt.result["base_mb"], source="the last run")
+        how = f"{receipt.result['strategy']} on {receipt.result['ranks']} ranks"
+        return Rates(
+            rows_per_s=epochs[len(epochs) // 2], base_mb=receipt.result["base_mb"], source=f"the last run, {how}"
+        )
     return _probe(config, snapshot)
 
 
@@ -219,6 +231,7 @@ def as_text(plan: DryRun) -> str:
     lines = [
         f"table      {plan.table} version {plan.version}: {found.rows:,} rows in {plan.row_groups} row groups of "
         f"{plan.files} files, {plan.bytes / mb:,.1f} MB",
+        f"ranks      {plan.ranks}, {plan.strategy}",
         f"an epoch   {found.steps:,} steps; lanes of {low:,} to {high:,} rows",
         "",
         f"{part:>5} lanes     files  row groups       rows  MB of rows   MB read",
@@ -238,5 +251,6 @@ def as_text(plan: DryRun) -> str:
         f"time       {_hours(plan.epoch_s)} an epoch, {_hours(plan.epoch_s * plan.epochs)} for {plan.epochs} (by "
         f"{plan.rates.source}: {plan.rates.rows_per_s:,.0f} rows/s)",
         f"retention  overwritten files stay for {_hours(plan.retention_s)}",
+        *(f"note       {remark}" for remark in plan.remarks),
     ]
     return "\n".join(lines)

@@ -346,7 +346,8 @@ def spark_progress(spark: "SparkSession", what: str) -> Iterator[None]:
                     stages = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
                     active = [stage for stage in stages if stage]
                     finished = sum(stage.numCompletedTasks for stage in active)
-                    progress.show(finished, sum(stage.numTasks for stage in active))
+                    if active:
+                        progress.show(finished, sum(stage.numTasks for stage in active))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("HEADRACE_DATA") or ROOT / "../shared/data").resolve()
 
 pytest.register_assert_rewrite("tests.faults")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as ranks have it from their launcher; read when torch is imported
 os.chdir(ROOT)  # conf/ and Spark's properties are found from here
 
 

@@ -41,7 +41,7 @@ def trained(config: Any, **result: Any) -> None:
     """Leave a receipt of training."""
     model = {"snapshot": pinned(config).digest}
     epochs = [{"rows_per_s": rate} for rate in (90.0, 150.0, 160.0)]
-    values = {"model": model, "epochs": epochs, "base_mb": 400.0, **result}
+    values = {"model": model, "epochs": epochs, "base_mb": 400.0, "ranks": 3, "strategy": "gossip", **result}
     receipt = Receipt(stage="train", workload="tiny", digest="t", made_from={}, seconds=1, rows=150, result=values)
     write_json(receipt_path("tiny", "train"), receipt)
 
@@ -55,7 +55,11 @@ def test_a_plan_by_the_last_run(config: Any) -> None:
     assert sum(rank.row_groups for rank in found.ranks) == 4, "one is on the boundary of the ranks"
     assert found.imbalance == 1.0 and plan.epoch_s == 1.0 and 400 < plan.memory_mb < 401 and not plan.refusals
     text = as_text(plan)
-    assert "1.0 s an epoch, 3.0 s for 3 (by the last run: 150 rows/s)" in text and "retention  overwritten" in text
+    assert (
+        "1.0 s an epoch, 3.0 s for 3 (by the last run, gossip on 3 ranks: 150 rows/s)" in text
+        and "retention  overwritten" in text
+    )
+    assert "ranks      2, data_parallel" in text
     assert json.loads(plan.model_dump_json())["forecast"]["steps"] == 10
 
 
@@ -63,6 +67,7 @@ def test_ranks_that_share_their_rows_are_told_as_a_group(config: Any) -> None:
     trained(config)
     cut = config.model_copy(update={"train": config.train.model_copy(update={"strategy": TensorParallel()})})
     text = as_text(dry_run(cut, pinned(config)))
+    assert "ranks      2, tensor_parallel" in text
     assert "group lanes" in text and "    0 0 to 3" in text and "fullest group" in text
 
 

@@ -17,6 +17,7 @@ from pipelines.config.strategies import (
     group_size,
     num_groups,
     num_servers,
+    warmup_steps,
     what_is_learned,
 )
 
@@ -218,7 +219,7 @@ class Train(Section):
     )
     balance: Literal["off", "auto"] = Field(
         default="off",
-        description="auto: lanes move away from ranks that are slow. The rows of each batch stay the same, but sums over "
+        description="auto: lanes move away from ranks that are slow, with data_parallel without a hook and sharded. The rows of each batch stay the same, but sums over "
         "ranks are rounded otherwise; off: runs are equal bit for bit.",
     )
     checkpoint: Checkpoint = Field(
@@ -238,21 +239,18 @@ class Train(Section):
     @model_validator(mode="after")
     def _strategy_fits(self) -> "Train":
         name, size = self.strategy.name, group_size(self.strategy, self.ranks)
-        if num_groups(self.strategy, self.ranks) < 1 and self.ranks > 1:
-            raise ValueError(
-                f"ranks: wanted more for {name}, whose servers and backups leave no worker of {self.ranks}"
-            )
         if self.ranks % size:
             raise ValueError(f"strategy.size: wanted a divisor of the {self.ranks} ranks, seen {size}")
+        if (num := num_groups(self.strategy, self.ranks)) < 1 < self.ranks:
+            raise ValueError(
+                f"ranks: wanted at least {self.ranks + 1 - num} for {name}, whose servers and backups leave no worker of "
+                f"{self.ranks}"
+            )
         if self.balance == "auto" and size > 1:
             raise ValueError(f"balance: wanted off with {name}, whose ranks read the same rows; seen auto")
         if self.balance == "auto" and self.is_elastic:
             raise ValueError(f"balance: wanted off with {name}, where work moves by itself; seen auto")
-        if self.balance == "auto" and isinstance(self.strategy, Auto):
-            raise ValueError(
-                "balance: wanted off with auto, which may take one whose ranks read the same rows; seen auto"
-            )
-        if self.balance == "auto" and what_is_learned(self.strategy):
+        if self.balance == "auto" and not isinstance(self.strategy, Auto) and what_is_learned(self.strategy):
             raise ValueError(
                 f"balance: wanted off with {name}, where other lanes on a rank change what is learned; seen auto"
             )
@@ -298,6 +296,12 @@ class Train(Section):
         return isinstance(self.strategy, Elastic) and self.ranks > 1
 
     @property
+    def lets_lanes_move(self) -> bool:
+        """Whether `balance` may move lanes between ranks; of `auto`, what it takes says so."""
+        has_own_rows = group_size(self.strategy, self.ranks) == 1
+        return has_own_rows and what_is_learned(self.strategy) is None and not isinstance(self.strategy, Auto)
+
+    @property
     def roles(self) -> list[str]:
         """Of ranks that speak to each other by themselves, `server` or `worker`, one each."""
         servers = num_servers(self.strategy)
@@ -314,6 +318,18 @@ class Train(Section):
         if self.micro_batches or not isinstance(self.strategy, PipelineParallel):
             return self.micro_batches or 1
         return max(1, min(PARTS_A_STAGE * group_size(self.strategy, self.ranks), self.batch_size // self.data_ranks))
+
+    def remarks(self, steps: int) -> list[str]:
+        """What of these settings has no use, with so many steps an epoch."""
+        found, strategy = [], self.strategy
+        if self.ranks == 1 and not isinstance(strategy, DataParallel | Auto):
+            found.append(f"train.strategy: one rank trains alone, {strategy.name} has no use")
+        if self.ranks > 1 and (warmup := warmup_steps(strategy)) >= (total := steps * self.epochs):
+            found.append(
+                f"train.strategy: all {total:,} steps are in the warm-up of {warmup:,}, which exchanges whole gradients; "
+                "lower warmup_steps"
+            )
+        return found
 
     def learned(self) -> dict[str, Any]:
         """The settings that say what is learned, however many ranks learn it."""

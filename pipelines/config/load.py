@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -126,15 +126,17 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 def _explain(problem: Mapping[str, Any], path: Path, root: Any, overrides: Sequence[str]) -> str:
     """One problem as `file:line: key: wanted ..., seen ...`."""
-    place = [part for part in problem["loc"] if _is_key(part)]
+    place, sections = _placed([part for part in problem["loc"] if _is_key(part)])
     key = ".".join(str(part) for part in place)
     line = _line_of(root, place)
     where = f"{path}:{line}" if line else str(path)
-    if any(f"{key}.".startswith(f"{override.partition('=')[0]}.") for override in overrides):
-        where = f"{path} with --set"
     kind, message = problem["type"], problem["msg"]
+    given = [override.partition("=")[0] for override in overrides]
+    is_of_section = kind == "value_error"  # several of its keys may not fit each other
+    if any(f"{key}.".startswith(f"{one}.") or (is_of_section and one.startswith(f"{key}.")) for one in given):
+        where = f"{path} with --set"
     if kind == "extra_forbidden":
-        known = _known_keys(place[:-1])
+        known = [field.alias or name for name, field in sections[0].model_fields.items()]
         return f"{where}: {key}: unknown key{nearest(str(place[-1]), known)} (known: {', '.join(known)})"
     if kind == "missing":
         return f"{where}: {key}: wanted, seen nothing"
@@ -166,15 +168,29 @@ def _line_of(node: Any, place: Sequence[Any]) -> int | None:
     return line
 
 
-def _known_keys(place: Sequence[Any]) -> list[str]:
-    """The keys that the section at `place` takes."""
-    model: Any = Config
-    for part in place:
-        if isinstance(model, type) and issubclass(model, BaseModel):
-            fields = {field.alias or name: field for name, field in model.model_fields.items()}
-            annotation = fields[str(part)].annotation if str(part) in fields else None
-            model = next(iter(sections_in(annotation)), model)
-    return [field.alias or name for name, field in model.model_fields.items()]
+def _placed(parts: Sequence[Any]) -> tuple[list[Any], list[type[BaseModel]]]:
+    """The keys among the parts of a location, without the names that only say which section of a union is meant; and
+    the sections, of which one is there, whose key the last is.
+    """
+    place: list[Any] = []
+    owners: list[type[BaseModel]] = [Config]
+    found: list[type[BaseModel]] = [Config]
+    for part in parts:
+        named = [section for section in found if part in _names_of(section)]
+        if named:
+            found = named
+            continue
+        place.append(part)
+        owners = found
+        fields = [field for s in found for name, field in s.model_fields.items() if part in (field.alias, name)]
+        found = [section for field in fields for section in sections_in(field.annotation)] or found
+    return place, owners
+
+
+def _names_of(section: type[BaseModel]) -> tuple[Any, ...]:
+    """What tells the section from others, where it is one of several."""
+    field = section.model_fields.get("name")
+    return get_args(field.annotation) if field and get_origin(field.annotation) is Literal else ()
 
 
 def sections_in(annotation: Any) -> list[type[BaseModel]]:

@@ -16,7 +16,11 @@ def _named(what: str, sections: Any) -> BeforeValidator:
 
     def named(value: Any) -> Any:
         value = {"name": value} if isinstance(value, str) else value
-        if isinstance(value, dict) and isinstance(value.get("name"), str):
+        if not isinstance(value, Section) and not (isinstance(value, dict) and isinstance(value.get("name"), str)):
+            raise ValueError(
+                f"wanted {what}, a name or {{name: ..., ...}}, of {', '.join(sorted(names))}; seen {value!r}"
+            )
+        if isinstance(value, dict):
             known_name(what, value["name"], names)
         return value
 
@@ -179,6 +183,12 @@ def num_groups(strategy: Section, ranks: int) -> int:
         backups = strategy.backups if isinstance(strategy, BackupWorkers) else 0
         return ranks - num_servers(strategy) - backups
     return ranks // group_size(strategy, ranks)
+
+
+def warmup_steps(strategy: Section) -> int:
+    """First steps at which gradients are exchanged whole; 0 where there are none."""
+    inner = strategy.hook if isinstance(strategy, DataParallel) else strategy
+    return inner.warmup_steps if isinstance(inner, PowerSGD | Local) else 0
 
 
 def what_is_learned(strategy: Section) -> dict[str, Any] | None:

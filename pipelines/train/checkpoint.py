@@ -27,10 +27,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pipelines.errors import TrainingError, one_line
 from pipelines.receipt import content_hash
-from pipelines.train.job import EpochResult
+from pipelines.train.job import CHECKPOINTS, EpochResult
 from pipelines.train.tally import Sums
-
-_PATTERN = "epoch-[0-9]*-step-[0-9]*"
 
 
 class State(BaseModel):
@@ -101,7 +99,7 @@ def save(folder: Path, state: State, tensors: Mapping[str, Tensor]) -> Path:
 
 def latest(folder: Path) -> Path | None:
     """The last whole checkpoint in `folder`."""
-    return max(folder.glob(_PATTERN), default=None)
+    return max(folder.glob(CHECKPOINTS), default=None)
 
 
 class Saved:
@@ -257,7 +255,7 @@ def prune(folder: Path, *, keep: int, best_epoch: int) -> None:
     """Remove all but the last `keep` checkpoints and that behind the best epoch, and what a killed rank left half-written."""
     for path in folder.glob(".epoch-*"):
         shutil.rmtree(path, ignore_errors=True)
-    for path in sorted(folder.glob(_PATTERN))[:-keep]:
+    for path in sorted(folder.glob(CHECKPOINTS))[:-keep]:
         if path.name != name_of(best_epoch + 1, 0):
             _remove(path)
 

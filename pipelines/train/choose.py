@@ -71,7 +71,7 @@ def choose(job: TrainJob, device: torch.device) -> Choice:
     if not tried:
         tried["sharded"] = (0.0, config.Sharded())  # holds the least
     best = min(tried, key=lambda name: tried[name][0])
-    why = f"{best}: a network of {network_mb:,.1f} MB, {8e-6 * link:,.0f} Mbit/s between ranks; a step of {', '.join(told)}"
+    why = f"{best}: a network of {_size(network_mb)}, {8e-6 * link:,.0f} Mbit/s between ranks; a step of {', '.join(told)}"
     return Choice(strategy=tried[best][1], why=why)
 
 
@@ -166,6 +166,10 @@ def _memory_mb(job: TrainJob, device: torch.device) -> float:
     least = torch.tensor(free, dtype=torch.float64, device=device)
     dist.all_reduce(least, dist.ReduceOp.MIN)
     return float(least)
+
+
+def _size(mb: float) -> str:
+    return f"{mb:,.1f} MB" if mb >= 1 else f"{1e3 * mb:,.1f} kB"
 
 
 def _objective(job: TrainJob, network: nn.Module, device: torch.device) -> Objective:

@@ -72,7 +72,7 @@ _ADVICE = {
 }
 
 
-def why_slow(ranks: Sequence[RankTimes], *, columns: str, read_threads: int, window: int) -> str:
+def why_slow(ranks: Sequence[RankTimes], *, columns: str, read_threads: int, window: int, may_balance: bool) -> str:
     """The verdict: the rank that the others wait for, what it does in that time, and what helps.
 
     Args:
@@ -80,6 +80,7 @@ def why_slow(ranks: Sequence[RankTimes], *, columns: str, read_threads: int, win
         columns: The columns that are decoded.
         read_threads: The threads that read, a rank.
         window: The run's window.
+        may_balance: Whether lanes could move away from a slow rank, and do not.
     """
     slowest = max(range(len(ranks)), key=lambda rank: ranks[rank].busy)
     times = ranks[slowest]
@@ -92,8 +93,8 @@ def why_slow(ranks: Sequence[RankTimes], *, columns: str, read_threads: int, win
     if others and times.busy > UNEVEN_RATIO * others[len(others) // 2]:
         ratio = times.busy / max(others[len(others) // 2], 1e-9)
         return (
-            f"rank {slowest} takes {ratio:.1f} times as long as the others, most of it in {phase}; look at its machine, "
-            "or set train.balance: auto"
+            f"rank {slowest} takes {ratio:.1f} times as long as the others, most of it in {phase}; look at its machine"
+            f"{', or set train.balance: auto' if may_balance else ''}"
         )
     if times.share("communication") >= EXCHANGE_SHARE:
         return (

@@ -4,9 +4,11 @@ import contextlib
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 from pipelines import session
+from pipelines.config.strategies import Auto
 from pipelines.progress import Progress
 from pipelines.train.board import look
 from pipelines.train.heartbeat import Beat
@@ -23,6 +25,7 @@ class Follower:
         job: Whose ranks.
         on_epoch: Called with each epoch, in the follower's thread.
         on_alert: Called with what is wrong with a rank, once for each kind of trouble, in the follower's thread.
+        tell: Called with what a user is told at once, in the follower's thread.
         should_end: Asked whether the ranks are to be ended.
 
     Attributes:
@@ -36,9 +39,13 @@ class Follower:
         *,
         on_epoch: Callable[[EpochResult], None],
         on_alert: Callable[[str], None],
+        tell: Callable[[str], None],
         should_end: Callable[[], bool],
     ) -> None:
         self._job, self._on_epoch, self._on_alert, self._should_end = job, on_epoch, on_alert, should_end
+        self._tell = tell
+        self._lost = Counter[str]()  # processes that were lost and told of, of this start
+        self._awaits_choice = isinstance(job.train.strategy, Auto) and job.train.ranks > 1
         self._looked = 0.0
         self._seen: set[tuple[int, str]] = set()  # ranks and their troubles at the last look
         self._told: set[tuple[int, str]] = set()
@@ -70,6 +77,7 @@ class Follower:
             while True:
                 ended = self._done.wait(0.2)
                 try:
+                    self._tell_news()
                     self._pass_on()
                     self._look_if_due()
                 except Exception as error:  # the training goes on; raised when it is done
@@ -79,7 +87,23 @@ class Follower:
                 self._end_if_due()
                 with contextlib.suppress(OSError, ValueError):
                     at = json.loads(self._job.progress_path.read_text(encoding="utf-8"))
+                    if at["epoch"] < self._passed_on:
+                        continue
                     progress.show(at["step"], at["steps"], f"epoch {at['epoch'] + 1}, loss {at['loss']:.4f}")
+
+    def _tell_news(self) -> None:
+        """What `auto` took, and processes that were lost and started again by themselves."""
+        if self._awaits_choice and self._job.choice_path.is_file():
+            self._awaits_choice = False
+            self._tell(f"strategy {self._job.chosen}")
+        try:
+            lost = Counter(self._job.lost())
+        except OSError:  # a new start removes what the last one left
+            return
+        for text in (lost - self._lost).elements():
+            self._tell(text)
+            self._on_alert(text)
+        self._lost = lost
 
     def _look_if_due(self) -> None:
         """Tell of a rank that two looks in turn find in trouble; what lasts for a moment is none.

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from pipelines.config.learning import Model, Train
+from pipelines.config.strategies import Auto
 from pipelines.features.fitted import FittedFeatures
 from pipelines.lake import Contract, Snapshot
 from pipelines.stream.plan import EpochPlan
@@ -15,6 +16,7 @@ from pipelines.train.diagnosis import RankTimes
 from pipelines.train.heartbeat import Beat, Place
 
 JOB_FILE = "job.json"
+CHECKPOINTS = "epoch-[0-9]*-step-[0-9]*"  # their folders
 
 
 class EpochResult(BaseModel):
@@ -117,6 +119,18 @@ class TrainJob(BaseModel):
     def choice_path(self) -> Path:
         """What `train.strategy: auto` stands for, and why; it stays as long as the checkpoints."""
         return self.folder / "strategy.json"
+
+    @property
+    def chosen(self) -> str:
+        """Why `auto` took what it took, where it was asked for; nothing else."""
+        is_chosen = isinstance(self.train.strategy, Auto) and self.choice_path.is_file()
+        return str(json.loads(self.choice_path.read_bytes())["why"]) if is_chosen else ""
+
+    @property
+    def checkpointed(self) -> tuple[int, int] | None:
+        """The epoch and step from which the job goes on, by its last checkpoint's name."""
+        last = max(self.folder.glob(CHECKPOINTS), default=None)
+        return None if last is None else (int(last.name.split("-")[1]), int(last.name.split("-")[3]))
 
     @property
     def layer_times_path(self) -> Path:

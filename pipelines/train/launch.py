@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import json
 import logging
 import os
 import re
@@ -11,13 +10,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 import matplotlib.figure
 
 from pipelines import session, tracking
 from pipelines.config import Config
-from pipelines.config.strategies import Auto
 from pipelines.errors import ConfigError, DataError, HeadraceError, TrainingError
 from pipelines.features.fitted import FittedFeatures
 from pipelines.lake import Snapshot, runs_path
@@ -40,6 +40,10 @@ class Ended(Exception):
     """The ranks were ended because whoever had them started wished so."""
 
 
+def _tell(text: str, *, file: TextIO | None = None) -> None:
+    say(f"          {text}", file=file)
+
+
 def build(given: Given) -> Made:
     """Train the config's network on its ranks, from the last checkpoint of this very job if there is one.
 
@@ -50,10 +54,14 @@ def build(given: Given) -> Made:
     job = _job_of(given)
     given.run.dataset(job.snapshot, name="features_train", context="training")
     given.run.params({"network": job.model.network, **job.model.params, **_flat(job.train.model_dump(mode="json"))})
-    out = sys.stdout  # TorchDistributor's own output is sent elsewhere meanwhile
+    tell = partial(_tell, file=sys.stdout)  # to where TorchDistributor's own output does not go
+    first, _ = job.checkpointed or (0, 0)
+    for remark in job.train.remarks(job.steps):
+        tell(remark)
 
     def on_epoch(epoch: EpochResult) -> None:
-        say(f"          {epoch.story(job.train.epochs)}", file=out)
+        if epoch.epoch >= first:  # the others were told when they were trained
+            tell(epoch.story(job.train.epochs))
         given.run.metrics(metrics_of(epoch, job.beats()), step=epoch.epoch + 1)
         given.run.flush()
 
@@ -64,13 +72,12 @@ def build(given: Given) -> Made:
         with contextlib.suppress(Exception):  # where MLflow does not answer, the metrics tell
             given.run.tags({"headrace.alert": "\n".join(alerts[-ALERTS:])})
 
-    result, restarts = run_job(given.config, job, on_epoch=on_epoch, on_alert=on_alert)
+    result, restarts = run_job(given.config, job, on_epoch=on_epoch, on_alert=on_alert, tell=tell)
     given.run.figure("loss.png", _curves(result.epochs))
     if result.sample:
         given.run.text("sample.txt", result.sample)
-    chosen = _why_chosen(job)
-    if chosen:
-        given.run.tags({"headrace.strategy": chosen[0]})
+    if job.chosen:
+        given.run.tags({"headrace.strategy": job.chosen})
     _remove_other_jobs(job)
     ref = ModelRef(
         name=job.model.network,
@@ -86,10 +93,12 @@ def build(given: Given) -> Made:
         result={
             "model": ref.model_dump(mode="json"),
             **result.model_dump(mode="json", exclude={"uri", "size_bytes"}),
+            "ranks": job.train.ranks,
+            "strategy": job.train.strategy.name,
             "restarts": restarts,
         },
         outputs=[ref.uri],
-        lines=[*_story(result, restarts), *chosen],
+        lines=_story(result, restarts),
     )
 
 
@@ -99,6 +108,7 @@ def run_job(
     *,
     on_epoch: Callable[[EpochResult], None],
     on_alert: Callable[[str], None] = lambda _: None,
+    tell: Callable[[str], None] = _tell,
     should_end: Callable[[], bool] = lambda: False,
 ) -> tuple[TrainResult, list[str]]:
     """Start the job's ranks, again from the last checkpoint where one is lost.
@@ -108,6 +118,7 @@ def run_job(
         job: What they do.
         on_epoch: Called with each epoch, in a thread.
         on_alert: Called with what is wrong with a rank, or why the ranks ended.
+        tell: Called with what a user is told meanwhile.
         should_end: Asked a few times a second; once it says so, the ranks are ended.
 
     Returns:
@@ -125,8 +136,12 @@ def run_job(
         )
     write_json(job.path, job)
     job.log_path.unlink(missing_ok=True)
+    if job.checkpointed:
+        epoch, step = job.checkpointed
+        is_done = epoch == job.train.epochs
+        tell("all epochs are done" if is_done else f"goes on from the checkpoint at epoch {epoch + 1}, step {step}")
     restarts: list[str] = []
-    with Follower(job, on_epoch=on_epoch, on_alert=on_alert, should_end=should_end) as follower:
+    with Follower(job, on_epoch=on_epoch, on_alert=on_alert, tell=tell, should_end=should_end) as follower:
         while True:
             job.remove_traces()
             watch = Watch(job)
@@ -143,9 +158,7 @@ def run_job(
                 if not _may_help(job, error, follower.verdict) or len(restarts) == job.train.max_restarts:
                     raise error from lost.__cause__
             restarts.append(str(error))
-            say(
-                f"          {error}; starts again from the last checkpoint ({len(restarts)} of {job.train.max_restarts})"
-            )
+            tell(f"{error}; starts again from the last checkpoint ({len(restarts)} of {job.train.max_restarts})")
     return TrainResult.model_validate_json(job.result_path.read_bytes()), restarts + job.lost()
 
 
@@ -301,13 +314,6 @@ def _why_failed(job: TrainJob, watch: Watch, verdict: str, reason: str) -> Headr
 def _follows(error: RankError) -> bool:
     """Whether the rank failed only because another had."""
     return error.cause == "ended" or (error.cause == "unforeseen" and "peer" in error.message)
-
-
-def _why_chosen(job: TrainJob) -> list[str]:
-    """What `train.strategy: auto` stood for, where it was asked for."""
-    if not isinstance(job.train.strategy, Auto) or not job.choice_path.is_file():
-        return []
-    return [f"strategy {json.loads(job.choice_path.read_bytes())['why']}"]
 
 
 def _story(result: TrainResult, restarts: list[str]) -> list[str]:

@@ -78,7 +78,7 @@ class Trainer:
         self._interrupted: tuple[Sums, float] | None = None  # what the epoch to go on with has so far, its seconds
         every = self.train.checkpoint
         self._checkpoints = Pace(every.every_s, device, every_steps=every.every_steps)
-        is_balanced = self.train.balance == "auto" and self.world > 1
+        is_balanced = self.train.balance == "auto" and self.world > 1 and self.train.lets_lanes_move
         self._balance = Balance(self.loader, self.clock, device) if is_balanced else None
 
     def resume(self) -> tuple[int, int]:
@@ -183,7 +183,11 @@ class Trainer:
 
     def _verdict(self, ranks: list[RankTimes]) -> str:
         return why_slow(
-            ranks, columns=self._column_names(), read_threads=self.train.read_threads, window=self.train.window
+            ranks,
+            columns=self._column_names(),
+            read_threads=self.train.read_threads,
+            window=self.train.window,
+            may_balance=self.train.balance == "off" and self.train.lets_lanes_move,
         )
 
     def _exchange_figures(self) -> dict[str, float]:
@@ -349,7 +353,7 @@ class ProgressFile:
     def show(self, steps: int, mean_loss: Callable[[], float]) -> None:
         """Write the steps that are done and the mean loss so far."""
         now = time.monotonic()
-        if now - self._last < PROGRESS_EVERY_S:
+        if now - self._last < PROGRESS_EVERY_S and steps < self._steps:
             return
         self._last = now
         value = {"epoch": self._epoch, "step": steps, "steps": self._steps, "loss": mean_loss()}

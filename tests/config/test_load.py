@@ -70,6 +70,12 @@ def test_defaults_and_overrides() -> None:
         ("score.split=tst", ["a split or 'all'", "did you mean 'test'"]),
         ("source.max_rejected=2", ["less than or equal to 1", "seen 2"]),
         ("seed=-1", ["seed", "greater than or equal to 0", "seen -1"]),
+        (
+            "train.strategy={name: local_sgd, every_step: 3}",
+            ["train.strategy.every_step", "did you mean 'every_steps'"],
+        ),
+        ("train.strategy={name: sharded, size: 2}", ["train.strategy.size: unknown key (known: name)"]),
+        ("train.strategy={name: data_parallel, hook: {name: topk, shar: 1}}", ["strategy.hook.shar", "'share'"]),
         ("seed=20240101123456", ["seed", "less than 4294967296"]),
     ],
 )
@@ -117,6 +123,11 @@ def test_what_wants_a_label_is_refused_without_one(override: str, part: str) -> 
 def test_weights_that_an_estimator_does_not_take() -> None:
     perceptron = "classic.0={estimator: MultilayerPerceptronClassifier, layers: [64, 10]}"
     assert "MultilayerPerceptronClassifier takes no weights" in refused(perceptron, "class_weights=balanced")
+
+
+def test_settings_that_do_not_fit_each_other_are_where_one_was_set() -> None:
+    message = refused("train.balance=auto", "train.strategy=gossip")
+    assert message.startswith(f"{DIGITS} with --set: train: balance: wanted off with gossip")
 
 
 def test_every_problem_is_listed() -> None:

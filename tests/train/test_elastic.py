@@ -1,6 +1,7 @@
 """Ranks that no collective joins: every row is accounted for, and one that is lost costs only itself."""
 
 import json
+import re
 import signal
 import threading
 import time
@@ -29,6 +30,7 @@ from pipelines.train.tally import Sums
 from pipelines.train.watch import Watch
 from tests.ranks import run_ranks
 from tests.tables import DENSE, append_shard, contract_of
+from tests.train.conftest import run_of
 from tests.train.test_loop import job_of
 
 SETTINGS: dict[str, Any] = {"ranks": 3, "batch_size": 16, "epochs": 3, "timeout_s": 60, "threads": 1, "lr": 0.05}
@@ -169,12 +171,19 @@ LONG = SETTINGS | {"batch_size": 8, "epochs": 12}
 
 @pytest.mark.parametrize(("strategy", "restarts"), [("parameter_server", 0), ("backup_workers", 2)])
 def test_a_killed_worker_costs_only_itself(
-    forked_ranks: None, train: Callable[..., Made], signalled: Callable[..., None], strategy: str, restarts: int
+    forked_ranks: None,
+    train: Callable[..., Made],
+    signalled: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    strategy: str,
+    restarts: int,
 ) -> None:
     signalled(2, signal.SIGKILL, epoch=1)
     made = train(strategy=strategy, max_restarts=restarts, **LONG)
     (told,) = made.result["restarts"]
     assert told.startswith("rank 2 on ") and told.endswith("started again" if restarts else "given up")
+    assert re.search(r", epoch \d+, step \d+, phase \w+, lanes \d+ to \d+, reading ", told)
+    assert told in capsys.readouterr().out and told in run_of("tiny").data.tags["headrace.alert"]
     assert accounted(made)
     assert sum(epoch["exchange"]["repeated_rows"] for epoch in made.result["epochs"]) == 0, "what counts is applied"
 
@@ -216,7 +225,7 @@ def test_more_servers_than_tensors_are_refused(forked_ranks: None, train: Callab
 
 
 def test_ranks_that_the_launcher_ends_are_not_started_again_by_themselves(
-    train: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
+    forked_ranks: None, train: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their supervisors would keep a fault going that the watch has seen."""
     look, said = Watch.look, list[str]()
@@ -230,7 +239,7 @@ def test_ranks_that_the_launcher_ends_are_not_started_again_by_themselves(
         return verdict
 
     monkeypatch.setattr(Watch, "look", blame_once)
-    made = train(strategy="parameter_server", **LONG)
+    made = train(strategy="parameter_server", **LONG | {"epochs": 40})
     (told,) = made.result["restarts"]
     assert told.startswith("rank 1 stands still; ") and accounted(made)
 

@@ -61,7 +61,7 @@ def test_nothing_but_petastorm_feeds_training(
 
 
 def test_a_killed_rank_is_named_and_the_same_call_goes_on(
-    train: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     undisturbed = weights_of(train(batch_size=8, epochs=2), tmp_path / "undisturbed")
     shutil.rmtree(runs_path("tiny"))
@@ -71,7 +71,10 @@ def test_a_killed_rank_is_named_and_the_same_call_goes_on(
         TrainingError, match=r"rank 1 on .*, epoch 2, step 3.*: ended without a word .*; the ranks' log: "
     ):
         train(max_restarts=0, **settings)
+    capsys.readouterr()
     made = train(max_restarts=0, **settings)
+    told = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert told[0] == "goes on from the checkpoint at epoch 2, step 2" and told[1].startswith("epoch 2/2: ")
     assert "went on from the checkpoint at epoch 2, step 2" in made.lines
     epochs = made.result["epochs"]
     assert [epoch["epoch"] for epoch in epochs] == [0, 1] and {epoch["rows"] for epoch in epochs} == {120}

@@ -316,15 +316,36 @@ def test_a_pipeline_computes_in_16_bits_and_tells_its_loss(tmp_path: Path, snaps
             "strategy.size: wanted a divisor of the 4 ranks",
         ),
         ({"strategy": "tensor_parallel", "balance": "auto"}, "balance: wanted off with tensor_parallel"),
-        ({"strategy": "auto", "balance": "auto"}, "balance: wanted off with auto"),
         ({"strategy": "diloco", "balance": "auto"}, "balance: wanted off with diloco"),
         ({"strategy": "pipeline_parallel", "ranks": 4, "micro_batches": 2}, "one for each of the 4 stages with 1F1B"),
-        ({"strategy": {"name": "backup_workers", "backups": 2}, "ranks": 3}, "leave no worker of 3"),
+        (
+            {"strategy": {"name": "backup_workers", "backups": 2}, "ranks": 3},
+            "ranks: wanted at least 4 .*leave no worker of 3",
+        ),
+        (
+            {"strategy": {"name": "tensor_parallel", "size": 3}},
+            "strategy.size: wanted a divisor of the 2 ranks, seen 3",
+        ),
+        ({"strategy": {"size": 3}}, "wanted a strategy, a name or .* of auto, .* seen {'size': 3}"),
     ],
 )
 def test_settings_that_do_not_fit(section: dict[str, Any], wanted: str) -> None:
     with pytest.raises(ValidationError, match=wanted):
         Train.model_validate(section)
+
+
+@pytest.mark.parametrize(
+    ("section", "wanted"),
+    [
+        ({"strategy": {"name": "data_parallel", "hook": "powersgd"}}, "all 60 steps are in the warm-up of 100"),
+        ({"strategy": {"name": "diloco", "warmup_steps": 60}}, "all 60 steps are in the warm-up of 60"),
+        ({"strategy": "parameter_server", "ranks": 1}, "one rank trains alone, parameter_server has no use"),
+    ],
+)
+def test_settings_that_have_no_use_are_told(section: dict[str, Any], wanted: str) -> None:
+    (remark,) = Train.model_validate(section | {"epochs": 3}).remarks(20)
+    assert wanted in remark
+    assert not Train.model_validate({"strategy": {"name": "data_parallel", "hook": "powersgd"}}).remarks(2000)
 
 
 def test_what_is_learned_is_the_same_by_any_exact_strategy() -> None:
@@ -346,3 +367,22 @@ def test_powersgd_takes_a_network_of_several_buckets(tmp_path: Path, snapshot: S
     job = job_of(tmp_path, snapshot, network=network, strategy=strategy, ranks=2)
     ours, theirs = run_ranks(2, train, job)
     assert_trained_alike(ours, theirs, atol=0, loss_atol=0)
+
+
+def trained_by_two_threads(job: TrainJob) -> Any:
+    torch.set_num_threads(2)
+    return train(job)
+
+
+def test_powersgd_is_the_same_in_any_of_its_threads(tmp_path: Path, snapshot: Snapshot) -> None:
+    """What it computes between its exchanges runs in the rank's thread or in gloo's, as it happens."""
+    network = {"network": "mlp", "hidden": [512, 512]}
+    strategy = {"name": "data_parallel", "hook": {"name": "powersgd", "warmup_steps": 2}}
+    first, *others = (
+        run_ranks(
+            2, trained_by_two_threads, job_of(tmp_path / f"{turn}", snapshot, network=network, strategy=strategy)
+        )[0]
+        for turn in range(6)
+    )
+    for other in others:
+        assert_trained_alike(other, first, atol=0, loss_atol=0)

@@ -45,14 +45,15 @@ def supervise(job: TrainJob, rank: int, work: Callable[[], int]) -> int:
             return 1
         is_last = len(lost) == job.train.max_restarts
         why = "weights are lost that others held" if code == AGAIN else f"ended by signal {-code}"
-        lost.append(f"rank {rank} on {socket.gethostname()}: {why}; {'given up' if is_last else 'started again'}")
+        where = job.beats().get(rank) or f"rank {rank} on {socket.gethostname()}"
+        lost.append(f"{where}: {why}; {'given up' if is_last else 'started again'}")
         write_json(job.lost_path(rank), lost)
         if is_last:
             return 1 if rank < num_servers(job.train.strategy) else _wait_for_the_others(job, rank)
 
 
 def _watched(job: TrainJob, rank: int, child: int) -> int:
-    """Wait for the child, and end it where it gives no sign of life, or is left when all is done.
+    """Wait for the child, and end it where it gives no sign of life, is left when all is done, or the launcher ends all.
 
     Its exit code, or less than 0 by a signal.
     """
@@ -69,7 +70,7 @@ def _watched(job: TrainJob, rank: int, child: int) -> int:
             beat = Beat.model_validate_json(path.read_bytes())
             if not is_over and beat.pid == child and beat.count != count:
                 count, until = beat.count, time.monotonic() + limit
-        if time.monotonic() > until:
+        if time.monotonic() > until or job.ended_path.is_file():
             os.kill(child, signal.SIGKILL)
         time.sleep(LOOK_EVERY_S)
 

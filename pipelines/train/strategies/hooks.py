@@ -101,12 +101,18 @@ class PowerSGD:
 def _powersgd(state: powerSGD_hook.PowerSGDState, bucket: GradBucket) -> Future[Tensor]:
     """Its exchanges of a bucket follow one from the other in gloo's threads; let loose on two buckets at once, they meet
     those of another rank in another order.
+
+    What is computed between them runs in this thread or in gloo's, as it happens, and rounds by the number of threads
+    that a thread computes with: gloo's have one (OMP_NUM_THREADS), so this one has, too, meanwhile.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     for kept in (state.error_dict, state.p_memory_dict, state.q_memory_dict):
         if bucket.index() in kept:  # a checkpoint's are on the CPU
             kept[bucket.index()] = kept[bucket.index()].to(bucket.buffer().device)
     future: Future[Tensor] = powerSGD_hook.powerSGD_hook(state, bucket)
     future.wait()
+    torch.set_num_threads(threads)
     return future
 
 
