@@ -86,13 +86,14 @@ class PipelineParallel(Strategy):
         self.stages = cut(self._as_begun(times), size)
         mine = self.stages[self._place]
         run = _Run(layers[mine.start : mine.stop])
-        held = {id(weight) for weight in run.parameters()}
+        weights = [
+            {id(weight) for weight in _Run(layers[stage.start : stage.stop]).parameters()} for stage in self.stages
+        ]
+        if sum(map(len, weights)) > len(set().union(*weights)):
+            raise ConfigError(
+                "train.strategy: pipeline_parallel: wanted stages with weights of their own; seen one that two layers share"
+            )
         for other in (*layers[: mine.start], *layers[mine.stop :]):
-            if not held.isdisjoint(map(id, other.parameters())):
-                raise ConfigError(
-                    "train.strategy: pipeline_parallel: wanted stages with weights of their own; seen one that two layers "
-                    "share"
-                )
             other.to("meta")  # other ranks hold it
         # Told what passes between stages, torch does not find it out by a pass over memory as it happens to be.
         self._stage = _Stage(
