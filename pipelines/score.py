@@ -19,7 +19,7 @@ from pipelines.predict import Loaded, factors, loaded, predict, readable
 from pipelines.recommend import choices, kept_factors, recommendations
 from pipelines.session import get_session
 from pipelines.stage import Given, Made
-from pipelines.tables import kept, read_table, write_table
+from pipelines.tables import kept, read_dealt, read_table, write_table
 from pipelines.tracking import Registered
 
 
@@ -98,7 +98,7 @@ def _rows_to_score(spark: SparkSession, given: Given) -> tuple[DataFrame, int | 
             raise LakeError(f"score.paths: {first['_file']} line {first['_line']}: {first['_reason']}; mend the row")
         return join_as_of(parsed.drop("_raw", "_reason"), source), None
     raw = Snapshot.model_validate(given.inputs["ingest"].result["snapshot"])
-    rows = read_table(spark, raw)
+    rows = read_dealt(spark, raw)
     if config.score.split == "all":
         return rows, raw.rows
     snapshots = given.inputs["features"].result["snapshots"]

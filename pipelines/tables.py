@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,17 +17,37 @@ from pyspark.sql import DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F
 from pyspark.storagelevel import StorageLevel
 
+from pipelines.assignment import partition
 from pipelines.errors import LakeError
 from pipelines.lake import Snapshot
 from pipelines.session import size_shuffles, spark_progress
 
 TABLE = "_table"  # the place of a row's table among several
+_TASK_BYTES = 128 << 20  # more than that, and Spark makes several tasks a core, which even out as they run
+_EVEN = 1.2  # rows of the longest task over an even share, up to which whole files are dealt evenly enough
 
 
 def read_table(spark: SparkSession, snapshot: Snapshot) -> DataFrame:
     """The rows of a Snapshot, at its version."""
     size_shuffles(spark, sum(file.bytes for file in snapshot.files))
     return spark.read.format("delta").option("versionAsOf", snapshot.version).load(snapshot.table)
+
+
+def read_dealt(spark: SparkSession, snapshot: Snapshot) -> DataFrame:
+    """The rows of a Snapshot for work whose time goes with the rows: a task a core, each of about as many rows.
+
+    Spark packs files by their bytes, each counted 4 MB larger than it is, so that unequal files of a few MB are dealt
+    unevenly. Where whole files cannot be dealt evenly, or are too much for a task each, they are left to it.
+    """
+    table, cores = read_table(spark, snapshot), spark.sparkContext.defaultParallelism
+    if not snapshot.rows or sum(file.bytes for file in snapshot.files) > cores * _TASK_BYTES:
+        return table
+    found = partition([file.rows for file in snapshot.files], cores)
+    if found.objective > _EVEN * snapshot.rows / cores:
+        return table
+    paths, reader = snapshot.paths(), spark.read.schema(table.schema)
+    groups = [found.tasks_of(core) for core in range(cores)]
+    return reduce(DataFrame.union, (reader.parquet(*[str(paths[file]) for file in g]).coalesce(1) for g in groups if g))
 
 
 @contextmanager
