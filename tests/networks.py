@@ -30,10 +30,48 @@ class _Joined(nn.Module):
         return torch.cat([x.double() for x in inputs], dim=1)
 
 
+class _Places(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.arange(width, dtype=torch.int16))
+
+    def forward(self, x_BW: Tensor) -> Tensor:
+        return x_BW + self.table / 10
+
+
+class Placed(nn.Module):
+    """A nonlinearity behind places that are shared."""
+
+    def __init__(self, places: _Places) -> None:
+        super().__init__()
+        self.places = places
+
+    def forward(self, x_BW: Tensor) -> Tensor:
+        """The same shape."""
+        return torch.tanh(self.places(x_BW))
+
+
+class Recurrent(nn.Module):
+    """An LSTM over the values of a row, behind batch statistics; submodules take keywords, and give more than a tensor."""
+
+    def __init__(self, contract: Contract, outputs: int) -> None:
+        super().__init__()
+        width = contract.inputs[0].width
+        self.norm, self.lstm = nn.BatchNorm1d(width), nn.LSTM(1, 4, batch_first=True)
+        self.head = nn.Linear(4, outputs)
+
+    def forward(self, x_BW: Tensor) -> Tensor:
+        """Logits."""
+        states_BWH, _ = self.lstm(self.norm(x_BW.float()).unsqueeze(-1))
+        logits: Tensor = self.head(input=states_BWH[:, -1])
+        return logits
+
+
 class DoubleLayers(nn.Module):
     """A deeper perceptron in float64 that names its layers, and pairs of them, as `mlp` and `gpt` do.
 
-    `slow` is the number of a layer that takes its time; where it is `tied`, two layers share their weights.
+    `slow` is the number of a layer that takes its time; where it is `tied`, two layers share their weights; with `places`
+    all layers share a module that holds integers and learns nothing.
     """
 
     def __init__(
@@ -45,12 +83,14 @@ class DoubleLayers(nn.Module):
         depth: int = 3,
         slow: int | None = None,
         tied: bool = False,
+        places: bool = False,
     ) -> None:
         super().__init__()
         sizes = [sum(column.width for column in contract.inputs), *[width] * depth]
         layers: list[nn.Module] = [_Joined()]
+        shared = _Places(width) if places else None
         for before, after in pairwise(sizes):
-            layers += [nn.Linear(before, after), nn.Tanh()]
+            layers += [nn.Linear(before, after), Placed(shared) if shared else nn.Tanh()]
         self.body, self.head = nn.Sequential(*layers, nn.LayerNorm(width)).double(), nn.Linear(width, outputs).double()
         if tied:
             layers[5].weight = layers[3].weight

@@ -250,7 +250,12 @@ class Train(Section):
             raise ValueError(f"balance: wanted off with {name}, whose ranks read the same rows; seen auto")
         if self.balance == "auto" and self.is_elastic:
             raise ValueError(f"balance: wanted off with {name}, where work moves by itself; seen auto")
-        if self.balance == "auto" and not isinstance(self.strategy, Auto) and what_is_learned(self.strategy):
+        if (
+            self.balance == "auto"
+            and self.ranks > 1
+            and not isinstance(self.strategy, Auto)
+            and what_is_learned(self.strategy)
+        ):
             raise ValueError(
                 f"balance: wanted off with {name}, where other lanes on a rank change what is learned; seen auto"
             )

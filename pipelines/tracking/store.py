@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 T = TypeVar("T")
+_LOCK_TIMEOUT_S = 60  # a rank logs its model while its launcher logs epochs; SQLite's own 5 s can be too short
 
 
 def tracking_uri() -> str:
@@ -24,12 +25,13 @@ def tracking_uri() -> str:
 
 
 def _embedded_uri() -> str:
-    return f"sqlite:///{lake_root() / 'mlflow.db'}"
+    return f"sqlite:///{lake_root() / 'mlflow.db'}?timeout={_LOCK_TIMEOUT_S}"
 
 
 def is_embedded() -> bool:
     """Whether they go into the lake's own store."""
-    return tracking_uri() == _embedded_uri()  # MLflow itself sets the variable, once its URI is set
+    path = tracking_uri().partition("?")[0]  # MLflow itself sets the variable, once its URI is set
+    return path == _embedded_uri().partition("?")[0]
 
 
 def check_reachable() -> None:

@@ -27,7 +27,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pipelines.errors import TrainingError, one_line
 from pipelines.receipt import content_hash
-from pipelines.train.job import CHECKPOINTS, EpochResult
+from pipelines.train.job import EpochResult, checkpoints
 from pipelines.train.tally import Sums
 
 
@@ -97,11 +97,6 @@ def save(folder: Path, state: State, tensors: Mapping[str, Tensor]) -> Path:
     return target
 
 
-def latest(folder: Path) -> Path | None:
-    """The last whole checkpoint in `folder`."""
-    return max(folder.glob(CHECKPOINTS), default=None)
-
-
 class Saved:
     """A checkpoint on disk, of which each file is what was written. A tensor is read when it is asked for.
 
@@ -142,16 +137,16 @@ class Saved:
         """The optimizer's state, `optimizer.<name>.<key>`."""
         return {name: self.tensor(name) for name in self.names if name.startswith("optimizer.")}
 
-    def generators(self) -> dict[str, Tensor] | None:
-        """The states of this rank's random generators; None where the checkpoint is of another number of ranks."""
-        return self._own("rng.") if len(self.state.digests) == _world() else None
+    def generators(self, rank: int) -> dict[str, Tensor] | None:
+        """The states of a rank's random generators; None where the checkpoint is of another number of ranks."""
+        return self._own("rng.", rank) if len(self.state.digests) == _world() else None
 
     def local(self, *, any_ranks: bool = False) -> dict[str, Tensor]:
         """What is this rank's own. Nothing where the checkpoint is of another number of ranks, or another rank's."""
-        return self._own("local.") if any_ranks or len(self.state.digests) == _world() else {}
+        return self._own("local.", _rank()) if any_ranks or len(self.state.digests) == _world() else {}
 
-    def _own(self, prefix: str) -> dict[str, Tensor]:
-        file = self._files[_file_of(_rank() % len(self._files))]
+    def _own(self, prefix: str, rank: int) -> dict[str, Tensor]:
+        file = self._files[_file_of(rank % len(self._files))]
         return {key.removeprefix(prefix): file.get_tensor(key) for key in _names(file) if key.startswith(prefix)}
 
     def unreadable(self, error: Exception) -> TrainingError:
@@ -255,7 +250,7 @@ def prune(folder: Path, *, keep: int, best_epoch: int) -> None:
     """Remove all but the last `keep` checkpoints and that behind the best epoch, and what a killed rank left half-written."""
     for path in folder.glob(".epoch-*"):
         shutil.rmtree(path, ignore_errors=True)
-    for path in sorted(folder.glob(CHECKPOINTS))[:-keep]:
+    for path in checkpoints(folder)[:-keep]:
         if path.name != name_of(best_epoch + 1, 0):
             _remove(path)
 

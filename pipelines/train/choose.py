@@ -43,8 +43,14 @@ class Choice(BaseModel):
     why: str
 
 
-def choose(job: TrainJob, device: torch.device) -> Choice:
-    """Try strategies on this job's ranks; collective, and the same answer on all. Some seconds."""
+def choose(job: TrainJob, device: torch.device, clock: StepClock) -> Choice:
+    """Try strategies on this job's ranks; collective, and the same answer on all. Some seconds.
+
+    Args:
+        job: Whose ranks these are.
+        device: Where this rank computes.
+        clock: Ticks as the tries get on.
+    """
     network = build_network(job.model, job.contract).to(device)
     objective = _objective(job, network, device)
     size = size_of(network, objective.inputs(objective.zeros(1)))
@@ -61,7 +67,7 @@ def choose(job: TrainJob, device: torch.device) -> Choice:
             told.append(f"{name} over {1e3 * least:,.1f} ms for the link alone")
         else:
             try:
-                step_s = _step_s(job, device, strategy)
+                step_s = _step_s(job, device, strategy, clock)
             except ConfigError as error:  # on all ranks alike
                 told.append(f"{name} does not fit: wanted {str(error).rpartition('wanted ')[2]}")
                 continue
@@ -109,14 +115,14 @@ def _copies(job: TrainJob) -> int:
     return 2 + (0 if job.train.optimizer.name == "SGD" and not job.train.optimizer.params.get("momentum") else 2)
 
 
-def _step_s(job: TrainJob, device: torch.device, options: config.Strategy) -> float:
+def _step_s(job: TrainJob, device: torch.device, options: config.Strategy, clock: StepClock) -> float:
     """Seconds of a step on the slowest rank."""
     train = job.train.model_copy(
         update={"strategy": behind_warmup(options), "lanes": job.train.num_lanes, "compile": False}
     )
     torch.manual_seed(job.seed)
     network = build_network(job.model, job.contract).to(device)
-    objective, clock = _objective(job, network, device), StepClock(device)
+    objective = _objective(job, network, device)
     strategy = make_strategy(network, Setting(train, objective, device, clock, job.layer_times_path))
     optimizer = make_optimizer(train, strategy.parameters, is_plain=strategy.plain_optimizer)
     strategy.settle()
@@ -159,10 +165,12 @@ def _bytes_per_s(device: torch.device) -> float:
 
 def _memory_mb(job: TrainJob, device: torch.device) -> float:
     """What a rank may hold, the least of all."""
-    if device.type == "cuda":
+    if job.train.memory_mb:
+        free = float(job.train.memory_mb)
+    elif device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0] / 1e6
     else:
-        free = job.train.memory_mb or psutil.virtual_memory().available / 1e6 / job.train.ranks
+        free = psutil.virtual_memory().available / 1e6 / job.train.ranks
     least = torch.tensor(free, dtype=torch.float64, device=device)
     dist.all_reduce(least, dist.ReduceOp.MIN)
     return float(least)

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from pipelines import session
-from pipelines.config.strategies import Auto
 from pipelines.progress import Progress
 from pipelines.train.board import look
 from pipelines.train.heartbeat import Beat
@@ -45,20 +44,24 @@ class Follower:
         self._job, self._on_epoch, self._on_alert, self._should_end = job, on_epoch, on_alert, should_end
         self._tell = tell
         self._lost = Counter[str]()  # processes that were lost and told of, of this start
-        self._awaits_choice = isinstance(job.train.strategy, Auto) and job.train.ranks > 1
+        self._is_choice_told = False
         self._looked = 0.0
         self._seen: set[tuple[int, str]] = set()  # ranks and their troubles at the last look
         self._told: set[tuple[int, str]] = set()
         self._watch: Watch | None = None
+        self._ending = threading.Lock()
         self._passed_on = 0
         self._done = threading.Event()
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
         self.verdict, self.is_ended = "", False
 
-    def watch(self, watch: Watch) -> None:
-        """Watch the ranks of a new start."""
-        self.verdict, self._watch = "", watch
+    def begin(self) -> Watch:
+        """Watch the ranks of a new start; what the last one left goes, and is not ended any more."""
+        with self._ending:
+            self._job.remove_traces()
+            self.verdict, self._watch = "", Watch(self._job)
+            return self._watch
 
     def __enter__(self) -> "Follower":
         self._job.launcher_path.touch()
@@ -84,7 +87,8 @@ class Follower:
                     self._error = self._error or error
                 if ended:
                     return
-                self._end_if_due()
+                with self._ending:
+                    self._end_if_due()
                 with contextlib.suppress(OSError, ValueError):
                     at = json.loads(self._job.progress_path.read_text(encoding="utf-8"))
                     if at["epoch"] < self._passed_on:
@@ -93,9 +97,9 @@ class Follower:
 
     def _tell_news(self) -> None:
         """What `auto` took, and processes that were lost and started again by themselves."""
-        if self._awaits_choice and self._job.choice_path.is_file():
-            self._awaits_choice = False
-            self._tell(f"strategy {self._job.chosen}")
+        if not self._is_choice_told and (chosen := self._job.chosen):
+            self._is_choice_told = True
+            self._tell(f"strategy {chosen}")
         try:
             lost = Counter(self._job.lost())
         except OSError:  # a new start removes what the last one left
@@ -124,13 +128,8 @@ class Follower:
         if self._watch is None:
             return
         self.is_ended = self.is_ended or self._should_end()
-        if self.is_ended:
-            self._watch.read_beats()  # each time: a rank that is still starting is met once it gives its first
-        elif self.verdict:
-            return
-        else:
-            self.verdict = self._watch.look()
-        if self.is_ended or self.verdict:
+        self.verdict = self.verdict or ("" if self.is_ended else self._watch.look())
+        if self.is_ended or self.verdict:  # each time: a rank that is still starting is met once it is there
             self._watch.end_local_ranks()
             if not session.master().startswith("local") and (spark := session.active_session()) is not None:
                 spark.sparkContext.cancelAllJobs()

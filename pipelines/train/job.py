@@ -16,7 +16,7 @@ from pipelines.train.diagnosis import RankTimes
 from pipelines.train.heartbeat import Beat, Place
 
 JOB_FILE = "job.json"
-CHECKPOINTS = "epoch-[0-9]*-step-[0-9]*"  # their folders
+_CHECKPOINTS = "epoch-[0-9]*-step-[0-9]*"  # their folders
 
 
 class EpochResult(BaseModel):
@@ -112,13 +112,13 @@ class TrainJob(BaseModel):
 
     @property
     def progress_path(self) -> Path:
-        """Where rank 0 is inside the epoch."""
+        """Where the ranks are inside the epoch."""
         return self.folder / "progress.json"
 
     @property
     def choice_path(self) -> Path:
-        """What `train.strategy: auto` stands for, and why; it stays as long as the checkpoints."""
-        return self.folder / "strategy.json"
+        """What `train.strategy: auto` stands for on so many ranks, and why; it stays as long as the checkpoints."""
+        return self.folder / f"strategy-{self.train.ranks}-ranks.json"
 
     @property
     def chosen(self) -> str:
@@ -129,8 +129,8 @@ class TrainJob(BaseModel):
     @property
     def checkpointed(self) -> tuple[int, int] | None:
         """The epoch and step from which the job goes on, by its last checkpoint's name."""
-        last = max(self.folder.glob(CHECKPOINTS), default=None)
-        return None if last is None else (int(last.name.split("-")[1]), int(last.name.split("-")[3]))
+        found = checkpoints(self.folder)
+        return _place_of(found[-1]) if found else None
 
     @property
     def layer_times_path(self) -> Path:
@@ -187,6 +187,16 @@ class TrainJob(BaseModel):
     def error_path(self, rank: int) -> Path:
         """Why a rank ended."""
         return self.folder / f"error-rank-{rank}.json"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints in a job's folder, the last one last."""
+    return sorted(folder.glob(_CHECKPOINTS), key=_place_of)
+
+
+def _place_of(checkpoint: Path) -> tuple[int, int]:
+    _, epoch, _, step = checkpoint.name.split("-")
+    return int(epoch), int(step)
 
 
 class Probed(BaseModel):

@@ -28,9 +28,8 @@ from pipelines.tracking import ModelRef
 from pipelines.train.elastic.certificates import identities
 from pipelines.train.follow import Follower, metrics_of
 from pipelines.train.job import EpochResult, RankError, TrainJob, TrainResult
-from pipelines.train.watch import Watch
+from pipelines.train.watch import WORKER, Watch
 
-WORKER = "pipelines.train.worker"
 ALERTS = 10  # the last so many stay in the run's tag
 _LOSES_RANKS = ("torch", "failed barrier")  # Spark says so where a rank failed, and where its executor is gone
 _EXECUTOR_LOST = re.compile(r"ExecutorLostFailure \((executor \S+).*?\) Reason: (.*)")
@@ -143,9 +142,7 @@ def run_job(
     restarts: list[str] = []
     with Follower(job, on_epoch=on_epoch, on_alert=on_alert, tell=tell, should_end=should_end) as follower:
         while True:
-            job.remove_traces()
-            watch = Watch(job)
-            follower.watch(watch)
+            watch = follower.begin()
             try:
                 with identities(job.folder, job.train.roles):
                     _run_ranks(config, job)

@@ -24,7 +24,7 @@ from pipelines.train.checkpoint import Saved, State
 from pipelines.train.clock import StepClock
 from pipelines.train.diagnosis import RankTimes, why_slow
 from pipelines.train.heartbeat import Place
-from pipelines.train.job import EpochResult, TrainJob
+from pipelines.train.job import EpochResult, TrainJob, checkpoints
 from pipelines.train.measures import Measures
 from pipelines.train.objective import Objective
 from pipelines.train.optimizer import make_optimizer, make_schedule
@@ -87,8 +87,8 @@ class Trainer:
         Raises:
             TrainingError: It cannot be read, or belongs to another snapshot, seed or order.
         """
-        path = checkpoint.latest(self.job.folder)
-        if path is not None:
+        if found := checkpoints(self.job.folder):
+            path = found[-1]
             saved = Saved(path)
             state = self._resumed = saved.state
             try:
@@ -101,7 +101,7 @@ class Trainer:
             self.epochs, self.best_epoch = list(state.epochs), state.best_epoch
             if self.loader.step:
                 self._interrupted = (state.sums if self.rank == 0 else Sums(), state.seconds)
-                if drawn_from := saved.generators():
+                if drawn_from := saved.generators(self.strategy.draws_as):
                     generators.put_back(drawn_from, self.device)
                 else:
                     self._seed(step=self.loader.step)

@@ -11,10 +11,11 @@ from collections.abc import Callable
 
 import psutil
 
-from pipelines.train.heartbeat import ENDED, Beat
+from pipelines.train.heartbeat import ENDED, LOGGING, Beat
 from pipelines.train.job import TrainJob
 
 STARTUP_S = 120.0  # importing torch on a cold machine, before the first beat
+WORKER = "pipelines.train.worker"  # the module that a rank runs
 WAITING_PHASES = ("backward", "communication", "other")  # in which a rank may wait for others
 _SHARE = 0.8  # of train.timeout_s, so that a rank is named within it
 
@@ -48,7 +49,8 @@ class Watch:
                 at = max(((place.epoch, place.step) for place in others), default=None)
                 seen = self.last_seen(beat.rank, at)
                 return f"{seen}: gave no sign of life for {silent:.0f} s (stopped, or its machine is gone?)"
-        if working and all(now - self._moved[beat.rank][1] > limit for beat in working):
+        stands = [beat.place.phase != LOGGING and now - self._moved[beat.rank][1] > limit for beat in working]
+        if stands and all(stands):
             blamed = min(working, key=blame)
             return f"{blamed}: did not get on for {now - self._moved[blamed.rank][1]:.0f} s; the others wait for it"
         return ""
@@ -74,13 +76,16 @@ class Watch:
         return str(beat)
 
     def end_local_ranks(self) -> None:
-        """Kill this job's ranks on this machine, stopped ones as well; what is killed is not started again."""
-        self._job.ended_path.touch()
-        for beat in self.beats.values():
-            if beat.place.phase != ENDED:
-                with contextlib.suppress(psutil.Error, OSError):
-                    if process := local_process(self._job, beat):
-                        process.kill()
+        """Kill this job's ranks on this machine, also those that are stopped or never gave a beat; what is killed is not
+        started again.
+        """
+        with contextlib.suppress(OSError):
+            self._job.ended_path.touch()
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                command = process.cmdline()
+                if command[-3:] == ["-m", WORKER, str(self._job.path)] and command.count("-m") == 1:  # no launcher
+                    process.kill()
 
 
 def local_process(job: TrainJob, beat: Beat) -> psutil.Process | None:

@@ -31,11 +31,12 @@ from pipelines.models.sample import sample
 from pipelines.receipt import write_json
 from pipelines.stream.memory import keep_freed_memory
 from pipelines.train.choose import Choice, choose
+from pipelines.train.clock import StepClock
 from pipelines.train.elastic.chief import LostWeights
 from pipelines.train.elastic.roles import chief_of, worker_of
 from pipelines.train.elastic.server import PartServer
 from pipelines.train.elastic.supervisor import AGAIN, supervise
-from pipelines.train.heartbeat import LOGGING, Heartbeat
+from pipelines.train.heartbeat import LOGGING, Heartbeat, Place
 from pipelines.train.job import EpochResult, RankError, TrainJob, TrainResult
 from pipelines.train.loop import Trainer
 
@@ -102,7 +103,9 @@ def _work(job: TrainJob, rank: int, heartbeat: Heartbeat) -> None:
     else:
         timeout = timedelta(seconds=2 * job.train.timeout_s)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
-        trainer = Trainer(_with_strategy(job, device), device)
+        trying = StepClock(device)
+        heartbeat.follow(lambda: Place(phase=trying.phase, ticks=trying.ticks), dict)
+        trainer = Trainer(_with_strategy(job, device, trying), device)
     heartbeat.follow(trainer.place, lambda: trainer.clock.seconds)
     resumed = trainer.resume()
     started = time.monotonic()
@@ -138,13 +141,13 @@ def _work(job: TrainJob, rank: int, heartbeat: Heartbeat) -> None:
         write_json(job.result_path, result)
 
 
-def _with_strategy(job: TrainJob, device: torch.device) -> TrainJob:
-    """The job with the strategy that `auto` stands for; a run that starts again keeps it."""
+def _with_strategy(job: TrainJob, device: torch.device, clock: StepClock) -> TrainJob:
+    """The job with the strategy that `auto` stands for; a run that starts again on as many ranks keeps it."""
     if not isinstance(job.train.strategy, Auto) or dist.get_world_size() == 1:
         return job
     is_chosen = job.choice_path.is_file()
     dist.barrier()
-    choice = Choice.model_validate_json(job.choice_path.read_bytes()) if is_chosen else choose(job, device)
+    choice = Choice.model_validate_json(job.choice_path.read_bytes()) if is_chosen else choose(job, device, clock)
     if dist.get_rank() == 0 and not is_chosen:
         write_json(job.choice_path, choice)
     settings = {"strategy": choice.strategy, "lanes": job.train.num_lanes}
@@ -188,9 +191,8 @@ def _log_model(job: TrainJob, trainer: Trainer) -> tuple[str, int, str]:
     served = Served(network, trainer.contract).eval()
     gives: Literal["prediction", "affinity"] = "affinity" if trainer.objective.ranker else "prediction"
     bundle = Bundle(name=job.model.network, kind="torch", gives=gives, fitted=job.fitted, contract=trainer.contract)
-    uri, size = tracking.log_torch(
-        served, job.model.network, job.run_id, examples=example_inputs(trainer.contract), bundle=bundle
-    )
+    name = job.model.network.rpartition(":")[2]  # of a class of one's own; MLflow takes no path
+    uri, size = tracking.log_torch(served, name, job.run_id, examples=example_inputs(trainer.contract), bundle=bundle)
     return uri, size, _sample(job, network)
 
 

@@ -13,7 +13,7 @@ from pipelines.config.learning import Train
 from pipelines.errors import TrainingError
 from pipelines.train import checkpoint
 from pipelines.train.checkpoint import Saved, State
-from pipelines.train.job import EpochResult
+from pipelines.train.job import EpochResult, checkpoints
 from pipelines.train.optimizer import make_optimizer, make_schedule
 from pipelines.train.tally import Sums
 
@@ -66,7 +66,7 @@ class Run:
         checkpoint.put_back_optimizer(saved.optimizer(), saved.state.param_groups, held, self.optimizer)
         if self.schedule:
             self.schedule.load_state_dict(saved.state.schedule)
-        drawn_from = saved.generators()
+        drawn_from = saved.generators(0)
         assert drawn_from is not None
         torch.set_rng_state(drawn_from["cpu"])
         return saved.state
@@ -102,19 +102,19 @@ def test_a_half_written_checkpoint_does_not_count(tmp_path: Path) -> None:
     half = tmp_path / ".epoch-0001-step-00000009.123"
     half.mkdir()
     (half / "rank-0.safetensors").write_bytes(b"half")
-    assert checkpoint.latest(tmp_path) == path
+    assert checkpoints(tmp_path) == [path]
     checkpoint.prune(tmp_path, keep=2, best_epoch=0)
     assert not half.exists() and path.exists()
 
 
 def test_the_last_is_that_of_the_latest_step(tmp_path: Path) -> None:
     run = Run()
-    for epochs, step in ((1, 0), (0, 90), (1, 1200), (1, 300)):
+    for epochs, step in ((10_000, 0), (1, 0), (0, 90), (10_000, 1200), (9_999, 1300)):
         run.save(tmp_path, epochs, step=step)
-    path = checkpoint.latest(tmp_path)
-    assert path is not None and path.name == "epoch-0001-step-00001200"
+    path = checkpoints(tmp_path)[-1]
+    assert path.name == "epoch-10000-step-00001200"
     state = run.load(path)
-    assert (state.loader, state.sums.rows, state.seconds) == ({"epoch": 1, "step": 1200}, 3600, 1.5)
+    assert (state.loader, state.sums.rows, state.seconds) == ({"epoch": 10_000, "step": 1200}, 3600, 1.5)
 
 
 def test_the_last_ones_and_the_best_are_kept(tmp_path: Path) -> None:

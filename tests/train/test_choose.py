@@ -55,6 +55,20 @@ def test_lanes_move_where_the_choice_lets_them(told: Told) -> None:
 
 def test_a_run_that_goes_on_keeps_its_strategy(told: Told) -> None:
     first = told(NETWORK, strategy="auto", epochs=1)
-    assert first and list(runs_path("tiny").glob("train/*/strategy.json"))
+    assert first and list(runs_path("tiny").glob("train/*/strategy-2-ranks.json"))
     assert told(NETWORK, strategy="auto", epochs=1) == first
     assert not told(NETWORK, strategy="data_parallel", epochs=1), "nothing was chosen"
+
+
+def test_another_number_of_ranks_chooses_anew(told: Told) -> None:
+    """What was taken on 2 ranks need not fit 3: neither the layers nor the stages can be cut in 3."""
+    network, settings = {"network": "mlp", "hidden": [8]}, {"strategy": "auto", "batch_size": 12, "lanes": 6}
+    told(network, **settings, epochs=1)
+    (path,) = runs_path("tiny").glob("train/*/strategy-2-ranks.json")
+    path.write_text('{"strategy": {"name": "tensor_parallel"}, "why": "as on a slow link"}')
+    assert told(network, **settings, epochs=2, ranks=3).startswith(("data_parallel: ", "sharded: "))
+    assert not told(network, **settings, epochs=3, ranks=1), "one rank has no choice"
+
+
+def test_any_network_that_trains_can_be_tried_and_logged(told: Told) -> None:
+    assert told({"network": "tests.networks:Recurrent"}, strategy="auto", epochs=1)

@@ -19,13 +19,17 @@ from hypothesis import strategies as st
 
 from pipelines.errors import ConfigError, TrainingError
 from pipelines.lake import Snapshot, runs_path
+from pipelines.models.build import build_network
 from pipelines.stage import Made
-from pipelines.train.checkpoint import Saved, latest
+from pipelines.train import checkpoint
+from pipelines.train.checkpoint import Saved
+from pipelines.train.elastic import server
 from pipelines.train.elastic.certificates import Identity, issue
 from pipelines.train.elastic.chief import Chief
 from pipelines.train.elastic.ledger import Lease, Ledger
 from pipelines.train.elastic.wire import Address, Message, Peer, Server, address_path
-from pipelines.train.job import TrainJob
+from pipelines.train.job import TrainJob, checkpoints
+from pipelines.train.optimizer import make_optimizer, make_schedule
 from pipelines.train.tally import Sums
 from pipelines.train.watch import Watch
 from tests.ranks import run_ranks
@@ -133,9 +137,7 @@ def test_a_message_comes_back_as_it_was() -> None:
 def updates() -> set[float]:
     """How often each tensor of the network was moved, by the last checkpoint."""
     (folder,) = runs_path("tiny").glob("train/*")
-    path = latest(folder)
-    assert path is not None
-    saved = Saved(path)
+    saved = Saved(checkpoints(folder)[-1])
     return {
         float(saved.tensor(name)) for name in saved.names if name.startswith("optimizer.") and name.endswith(".step")
     }
@@ -196,6 +198,46 @@ def test_a_killed_chief_comes_back_from_its_last_checkpoint(
     (told,) = made.result["restarts"]
     assert told.startswith("rank 0 on ") and told.endswith("ended by signal 9; started again")
     assert accounted(made) and len(made.result["epochs"]) == 12
+
+
+def test_a_chief_that_is_given_up_is_named(
+    forked_ranks: None, train: Callable[..., Made], signalled: Callable[..., None]
+) -> None:
+    signalled(0, signal.SIGKILL, epoch=1)
+    with pytest.raises(
+        TrainingError, match=r"^rank 0 on [^;]*, epoch \d+, step \d+, .*: ended by signal 9; the ranks' log"
+    ):
+        train(strategy="parameter_server", max_restarts=0, **LONG)
+
+
+def test_a_server_goes_on_with_the_schedule_of_what_it_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it was ahead of the chief when a checkpoint was left, it does not do those parts again."""
+    monkeypatch.setattr(server, "Server", lambda *_: None)
+    settings: dict[str, Any] = {"ranks": 4, "strategy": {"name": "parameter_server", "servers": 2}, "optimizer": "SGD"}
+    job = job_of(tmp_path / "job", two_classes(tmp_path / "t"), schedule="OneCycleLR", **settings)
+    held = checkpoint.held_by(build_network(job.model, job.contract))
+    optimizer = make_optimizer(job.train, list(held.values()))
+    schedule = make_schedule(job.train, optimizer, total_steps=36)
+    assert schedule is not None
+    part_server = server.PartServer(job, 1)
+
+    def load(run: str, done: list[list[int]], tensors: dict[str, torch.Tensor]) -> None:
+        header = {"run": run, "total_steps": 36, "epoch": 0, "done": done}
+        header |= {"groups": checkpoint.param_groups(optimizer), "schedule": checkpoint.schedule_state(schedule)}
+        part_server._load(0, Message(header, tensors))
+
+    def push(part: int) -> None:
+        asked = {"run": "a", "version": part_server._store.version, "epoch": 0, "group": 0, "part": part, "norm": None}
+        part_server._push(2, Message(asked, {name: torch.ones_like(tensor) for name, tensor in held.items()}))
+
+    load("a", [], checkpoint.model_tensors(held))
+    for part in range(3):
+        push(part)
+    optimizer.step()
+    schedule.step()  # the chief noted the first
+    before = part_server._optimizer.param_groups[0]["lr"]
+    load("b", [[0, 1], [0, 2]], part_server._state(0, Message({"wanted": True})).tensors)
+    assert part_server._optimizer.param_groups[0]["lr"] == pytest.approx(before)
 
 
 def test_another_server_that_is_killed_is_filled_again(

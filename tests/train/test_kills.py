@@ -27,6 +27,7 @@ from pipelines.lake import runs_path
 from pipelines.stage import Made
 from pipelines.train import checkpoint
 from pipelines.train.checkpoint import Saved, State
+from pipelines.train.job import checkpoints
 from pipelines.train.tally import Sums
 from tests.faults import SEED
 from tests.train.conftest import Killing, killed_at, plant, rank_processes, weights_of
@@ -178,9 +179,7 @@ def test_a_kill_inside_a_checkpoint_leaves_the_last_whole_one(tmp_path: Path, ki
         with contextlib.suppress(EOFError):
             while True:
                 told = here.recv()
-        path = checkpoint.latest(tmp_path)
-        assert path is not None
-        saved, held = Saved(path), checkpoint.held_by(network)
+        saved, held = Saved(checkpoints(tmp_path)[-1]), checkpoint.held_by(network)
         checkpoint.put_back_model(saved, held)
         checkpoint.put_back_optimizer(saved.optimizer(), saved.state.param_groups, held, optimizer)
         number = saved.state.loader["step"]

@@ -16,8 +16,8 @@ from pipelines.errors import ConfigError, DataError, TrainingError
 from pipelines.lake import runs_path
 from pipelines.receipt import write_json
 from pipelines.stage import Made
-from pipelines.train import launch
-from pipelines.train.heartbeat import Place
+from pipelines.train import launch, watch
+from pipelines.train.heartbeat import ENDED, LOGGING, Beat, Place
 from pipelines.train.job import RankError
 from pipelines.train.watch import Watch
 from tests.tables import DENSE, contract_of, feature_table
@@ -129,6 +129,28 @@ def test_another_number_of_ranks_goes_on_with_the_same_job(
         train(max_restarts=0)
     made = train(ranks=1)
     assert "went on from the checkpoint at epoch 2, step 0" in made.lines
+
+
+def test_ranks_that_never_start_are_ended(
+    train: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch, tmp_path / "fault", 'import os, time\nif "RANK" in os.environ: time.sleep(600)')
+    monkeypatch.setattr(watch, "STARTUP_S", 1.0)
+    with pytest.raises(TrainingError, match="rank 0 did not start within 5 s"):
+        train(max_restarts=0, timeout_s=5)
+
+
+@pytest.mark.parametrize(("phase", "is_ended"), [("forward", True), (LOGGING, False)])
+def test_who_logs_the_model_gets_on(tmp_path: Path, phase: str, is_ended: bool) -> None:
+    job, now = job_of(tmp_path / "job", feature_table(tmp_path / "t", [40], contract_of(DENSE)), ranks=2), [0.0]
+    looking = Watch(job, now=lambda: now[0])
+    verdicts = []
+    for now[0] in range(0, 600, 10):
+        for rank, at in ((0, phase), (1, ENDED)):
+            beat = Beat(rank=rank, host="h", pid=1, count=int(now[0]), place=Place(phase=at, ticks=7))
+            write_json(job.beat_path(rank), beat)
+        verdicts.append(looking.look())
+    assert bool(verdicts[-1]) == is_ended
 
 
 @pytest.mark.parametrize("cause", ["known", "unforeseen"])

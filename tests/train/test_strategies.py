@@ -16,7 +16,7 @@ from pipelines.errors import ConfigError, TrainingError
 from pipelines.lake import Snapshot
 from pipelines.models.build import build_network
 from pipelines.train import checkpoint, loop
-from pipelines.train.job import TrainJob
+from pipelines.train.job import TrainJob, checkpoints
 from pipelines.train.loop import Trainer
 from pipelines.train.objective import Objective
 from pipelines.train.strategies.groups import local
@@ -248,8 +248,9 @@ def test_heads_that_cannot_be_cut(tmp_path: Path, texts: Snapshot) -> None:
 
 
 def learned_whole(job: TrainJob) -> dict[str, Any]:
-    """On a rank: train; what it holds whole of what is not cut."""
+    """On a rank: train, or go on; what it holds whole of what is not cut."""
     trainer = Trainer(job, torch.device("cpu"))
+    trainer.resume()
     trainer.run(lambda _: None)
     return {
         name: tensor.detach().numpy().copy()
@@ -258,9 +259,13 @@ def learned_whole(job: TrainJob) -> dict[str, Any]:
     }
 
 
-def test_what_is_not_cut_stays_alike_under_dropout(tmp_path: Path, snapshot: Snapshot) -> None:
+@pytest.mark.parametrize("begins_as", [None, "data_parallel", "tensor_parallel"])
+def test_what_is_not_cut_stays_alike_under_dropout(tmp_path: Path, snapshot: Snapshot, begins_as: str | None) -> None:
     network = {"network": "mlp", "hidden": [8, 8], "dropout": 0.5}
-    job = job_of(tmp_path, snapshot, network=network, strategy={"name": "tensor_parallel", "size": 2}, ranks=4)
+    settings: dict[str, Any] = {"ranks": 4, "checkpoint": {"every_steps": 3}, "network": network}
+    if begins_as:
+        run_ranks(4, interrupted, job_of(tmp_path, snapshot, strategy=begins_as, **settings), 7)
+    job = job_of(tmp_path, snapshot, strategy={"name": "tensor_parallel", "size": 2}, **settings)
     first, *others = run_ranks(4, learned_whole, job)
     assert first.keys() == {"head.weight", "head.bias"}
     for other in others:
@@ -274,10 +279,30 @@ def test_batch_statistics_are_those_of_the_first_rank(tmp_path: Path, strategy: 
     job = job_of(tmp_path, images, network={"network": "tests.networks:Normalized"}, strategy=strategy, ranks=2)
     first, second = ({k: v for k, v in held.items() if "running" in k} for held in run_ranks(2, learned_whole, job))
     assert first == second
-    path = checkpoint.latest(job.folder)
-    assert path is not None
-    saved = checkpoint.Saved(path)
+    saved = checkpoint.Saved(checkpoints(job.folder)[-1])
     assert {name: saved.tensor(f"model.{name}").numpy() for name in first} == first
+
+
+def test_what_the_warm_up_saves_does_not_hang_on_when(tmp_path: Path) -> None:
+    images = feature_table(tmp_path / "t", [60, 40], contract_of(IMAGE))
+    found = []
+    for name, settings in (("rare", {}), ("often", {"checkpoint": {"every_steps": 2}})):
+        strategy = {"name": "local_sgd", "warmup_steps": 7, "every_steps": 3}
+        network = {"network": "tests.networks:Normalized"}
+        job = job_of(tmp_path / name, images, network=network, strategy=strategy, ranks=2, **settings)
+        found.append(run_ranks(2, train, job)[0][0])
+    rare, often = found
+    assert all(np.array_equal(often[name], values) for name, values in rare.items())
+
+
+@pytest.mark.parametrize("strategy", ["sharded", "local_sgd", "pipeline_parallel"])
+def test_layers_share_what_is_not_learned(tmp_path: Path, snapshot: Snapshot, strategy: str) -> None:
+    network = {**LAYERS, "places": True}
+    (by_one,) = run_ranks(1, train, job_of(tmp_path / "1", snapshot, network=network, epochs=1))
+    job = job_of(tmp_path / "2", snapshot, network=network, strategy=strategy, ranks=2, epochs=1)
+    seen = run_ranks(2, train, job)[0]
+    if strategy != "local_sgd":
+        assert_trained_alike(seen, by_one, atol=1e-10, loss_atol=1e-10)
 
 
 def in_16_bits(job: TrainJob) -> tuple[set[torch.dtype], float, float]:
@@ -340,6 +365,7 @@ def test_settings_that_do_not_fit(section: dict[str, Any], wanted: str) -> None:
         ({"strategy": {"name": "data_parallel", "hook": "powersgd"}}, "all 60 steps are in the warm-up of 100"),
         ({"strategy": {"name": "diloco", "warmup_steps": 60}}, "all 60 steps are in the warm-up of 60"),
         ({"strategy": "parameter_server", "ranks": 1}, "one rank trains alone, parameter_server has no use"),
+        ({"strategy": "diloco", "ranks": 1, "balance": "auto"}, "one rank trains alone, diloco has no use"),
     ],
 )
 def test_settings_that_have_no_use_are_told(section: dict[str, Any], wanted: str) -> None:

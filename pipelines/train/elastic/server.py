@@ -65,7 +65,9 @@ class PartServer:
             schedule = make_schedule(self._job.train, optimizer, total_steps=asked["total_steps"])
             checkpoint.put_back_optimizer(state, asked["groups"], held, optimizer)
             if schedule is not None:
-                schedule.load_state_dict(asked["schedule"])
+                schedule.load_state_dict(asked["schedule"])  # the chief's, which had not noted what is done here
+                for _ in asked["done"]:
+                    schedule.step()
             self._optimizer, self._run_id = optimizer, asked["run"]
             self._epoch, self._done = asked["epoch"], set(map(tuple, asked["done"]))
             self._store = Store(held, optimizer, schedule, self._job.train.clip_grad_norm)

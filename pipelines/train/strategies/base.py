@@ -163,7 +163,9 @@ class Strategy:
         """Take over the first rank's buffers, where each has its own, such as statistics of its rows; collective."""
         if dist.get_world_size(self._alike) > 1:
             for buffer in self.parallel.buffers():
-                dist.broadcast(local(buffer), group=self._alike, group_src=0)
+                part = local(buffer)
+                part = part.view(-1).view(torch.uint8) if part.is_contiguous() else part  # gloo knows few types
+                dist.broadcast(part, group=self._alike, group_src=0)
 
     def held(self) -> dict[str, Tensor]:
         """Parameters and buffers that this rank holds, by their names in the whole network."""

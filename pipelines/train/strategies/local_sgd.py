@@ -68,6 +68,8 @@ class Local(Strategy):
         """Put weights together when it is time, and behind each epoch."""
         was_warm = self._is_warm
         self._steps, self._alone, self._rows = self._steps + 1, self._alone + 1, self._rows + self._own_rows
+        if not was_warm:
+            self.agree()  # as weights do, whenever a checkpoint is left
         if is_last or (self._alone == self._every_steps if was_warm else self._is_warm):
             self.clock.enter("communication")
             self._put_together(self._outer if was_warm else None)

@@ -93,8 +93,8 @@ class PipelineParallel(Strategy):
             raise ConfigError(
                 "train.strategy: pipeline_parallel: wanted stages with weights of their own; seen one that two layers share"
             )
-        for other in (*layers[: mine.start], *layers[mine.stop :]):
-            other.to("meta")  # other ranks hold it
+        for other in set(_Run(layers).modules()) - set(run.modules()):
+            other.to_empty(device="meta", recurse=False)  # other ranks hold it
         # Told what passes between stages, torch does not find it out by a pass over memory as it happens to be.
         self._stage = _Stage(
             _Mixed(run, self.objective),
@@ -121,6 +121,8 @@ class PipelineParallel(Strategy):
                 outputs = layer(*given)
                 if outputs.requires_grad:
                     outputs.sum().backward()
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)
                 took.append(time.perf_counter() - began)
             times.append(min(took))
             passed.append(given)

@@ -18,7 +18,7 @@ class _Passed(NamedTuple):
 
 
 def size_of(network: nn.Module, inputs: Sequence[Tensor]) -> Size:
-    """The size of a whole network, seen in a pass of one row.
+    """The size of a whole network, and what its layers and pairs pass on, as a pass of one row has it.
 
     Args:
         network: On the device of the inputs.
@@ -29,10 +29,15 @@ def size_of(network: nn.Module, inputs: Sequence[Tensor]) -> Size:
     def see(module: nn.Module, given: tuple[Tensor, ...], gives: Tensor) -> None:
         passed[module] = _Passed(given[0].numel(), gives.numel(), given[0].requires_grad)
 
-    handles = [module.register_forward_hook(see) for module in network.modules()]
-    network(*inputs)
-    for handle in handles:
-        handle.remove()
+    layers, pairs = _layers(network), network.linear_pairs() if isinstance(network, Paired) else []
+    paired = [network.get_submodule(name) for columns, rows in pairs for name in (*columns, rows)]
+    if seen := {*layers, *paired}:
+        was_training = network.training
+        handles = [module.register_forward_hook(see) for module in seen]
+        network.eval()(*inputs)  # batch statistics want more than a row
+        network.train(was_training)
+        for handle in handles:
+            handle.remove()
     shapes = [parameter.flatten(1).shape if parameter.dim() > 1 else (1, 0) for parameter in network.parameters()]
     thin = sum(rows + columns for rows, columns in shapes if rows * columns > rows + columns)
     summed = list(_summed(network, passed)) if isinstance(network, Paired) else []
@@ -42,7 +47,7 @@ def size_of(network: nn.Module, inputs: Sequence[Tensor]) -> Size:
         tensors=len(sizes),
         thin=thin,
         vectors=sum(sizes) - sum(rows * columns for rows, columns in shapes if rows * columns > rows + columns),
-        boundary=max((passed[layer].gives for layer in _layers(network)[:-1]), default=0),
+        boundary=max((passed[layer].gives for layer in layers[:-1]), default=0),
         summed=sum(summed),
         sums=len(summed),
     )

@@ -31,7 +31,7 @@ class TensorParallel(Strategy):
         self.data_rank, self.data_ranks = self._mesh["data"].get_local_rank(), self._mesh["data"].size()
         self.counts = self._mesh["model"].get_local_rank() == 0
         super().__init__(network, setting)
-        self.draws_as = self.data_rank  # what each rank of a group holds whole must stay alike
+        self.draws_as = dist.get_rank() - self._mesh["model"].get_local_rank()  # what is held whole must stay alike
         self.clock.waits_inside = True
 
     def _spread(self, network: nn.Module) -> nn.Module:
