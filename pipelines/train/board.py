@@ -35,6 +35,7 @@ class RankRow(BaseModel):
         sent_mb: Over its TCP connections, since it began.
         received_mb: Likewise.
         behind_steps: Behind the furthest rank.
+        staleness: Updates of the weights that a worker's gradients are behind.
         beat_age_s: Since its last beat.
     """
 
@@ -53,6 +54,7 @@ class RankRow(BaseModel):
     sent_mb: float
     received_mb: float
     behind_steps: int
+    staleness: float | None
     beat_age_s: float
 
 
@@ -153,6 +155,7 @@ def rows_of(job: TrainJob, beats: dict[int, Beat], ages: dict[int, float]) -> li
             sent_mb=beat.sent_bytes / 1e6,
             received_mb=beat.received_bytes / 1e6,
             behind_steps=behind[rank],
+            staleness=beat.place.staleness,
             beat_age_s=ages[rank],
         )
         for rank, beat in sorted(beats.items())

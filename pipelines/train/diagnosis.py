@@ -20,6 +20,7 @@ class RankTimes(BaseModel):
         loader: Of the loader's threads, by part; they work beside the main thread.
         sent_bytes: Over the rank's TCP connections.
         received_bytes: Likewise.
+        staleness: Updates of the weights that a worker's gradients were behind, the mean; None of others.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -28,6 +29,7 @@ class RankTimes(BaseModel):
     loader: dict[str, float]
     sent_bytes: int = 0
     received_bytes: int = 0
+    staleness: float | None = None
 
     @classmethod
     def of(cls, phases: Mapping[str, float], loader: Mapping[str, float], exchanged: Traffic) -> "RankTimes":

@@ -160,6 +160,8 @@ def metrics_of(epoch: EpochResult, beats: Mapping[int, Beat]) -> dict[str, float
         found[f"exchange_rank_{rank}/sent_mb"] = times.sent_bytes / 1e6
         found[f"exchange_rank_{rank}/received_mb"] = times.received_bytes / 1e6
         found[f"exchange_rank_{rank}/waited_s"] = times.phases["communication"]
+        if times.staleness is not None:
+            found[f"exchange_rank_{rank}/staleness"] = times.staleness
     for rank, beat in beats.items():
         found |= {f"rank_{rank}/memory_mb": beat.memory_mb, f"rank_{rank}/step_ms": 1000 * beat.step_s}
     return found

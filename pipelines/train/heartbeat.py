@@ -25,6 +25,7 @@ class Place(BaseModel):
         ticks: Goes up whenever the phase changes: where it stands still, the rank does not get on.
         lanes: Those that the rank reads.
         reading: The files that its threads read.
+        staleness: Updates of the weights that a worker's gradients of the epoch are behind, the mean; None of others.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -35,6 +36,7 @@ class Place(BaseModel):
     step: int = 0
     lanes: str = "none yet"
     reading: str = "nothing"
+    staleness: float | None = None
 
     @property
     def num_lanes(self) -> int:

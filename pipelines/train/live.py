@@ -22,6 +22,7 @@ _COLUMNS: dict[str, Callable[[RankRow], str]] = {
     "rows/s": lambda row: f"{row.rows_per_s:,.0f}" if row.step_ms else "-",
     "waits": lambda row: f"{row.waiting_share:.0%}",
     "behind": lambda row: f"{row.behind_steps:,}",
+    "stale": lambda row: "" if row.staleness is None else f"{row.staleness:.1f}",
     "beat s": lambda row: f"{row.beat_age_s:.1f}",
     "RSS MB": lambda row: f"{row.memory_mb:,.0f}",
     "sent MB": lambda row: f"{row.sent_mb:,.1f}",
@@ -82,6 +83,8 @@ def _table(rows: Sequence[RankRow]) -> list[str]:
     columns = []
     for name, cell in _COLUMNS.items():
         texts = [name, *map(cell, rows)]
+        if not any(texts[1:]):  # no rank has such
+            continue
         width = max(map(len, texts))
         columns.append([text.ljust(width) if name in _TEXTS else text.rjust(width) for text in texts])
     return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]

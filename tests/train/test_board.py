@@ -145,6 +145,9 @@ def test_the_table(job: TrainJob) -> None:
         "   0  node-a  100      2    50  forward      20.0   1,600     0%       0     0.1     812     12.3      5.0",
         "   1  node-a  101      2    50  backward     20.0   1,600    25%       0     0.4     812     12.3      5.0",
     ]
+    stale = beat(1).model_copy(update={"place": beat(1).place.model_copy(update={"staleness": 1.26})})
+    header, server, worker = as_text(board_of(job, {0: beat(0), 1: stale}, {0: 0.1, 1: 0.4})).splitlines()[1:]
+    assert [line[header.index("stale") :].split()[0] for line in (header, server, worker)] == ["stale", "0.1", "1.3"]
     narrow = as_text(board_of(job, beats, {0: 0.1, 1: 7.0}), width=60).splitlines()
     assert max(map(len, narrow)) < 60 and "".join(narrow[4:]).startswith("rank 1 on node-a")
 

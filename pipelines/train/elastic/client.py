@@ -1,5 +1,6 @@
 """A worker that computes gradients for servers, which hold the parameters."""
 
+import statistics
 from typing import Any
 
 import torch
@@ -7,9 +8,11 @@ from torch import Tensor, nn
 
 from pipelines.config.strategies import num_servers
 from pipelines.stream import Batch
+from pipelines.train.diagnosis import RankTimes
 from pipelines.train.elastic.ledger import Lease
 from pipelines.train.elastic.wire import Message, Peer
 from pipelines.train.elastic.worker import Worker
+from pipelines.train.heartbeat import Place
 from pipelines.train.job import TrainJob
 
 
@@ -22,6 +25,24 @@ class Client(Worker):
         self._servers = [self._chief, *others]
         self._versions = [-1] * len(self._servers)
         self._names: list[list[str]] = [[] for _ in self._servers]  # what each server holds
+        self._stale: list[int] = []  # updates that each of the epoch's gradients was behind, as the chief counts
+
+    def place(self) -> Place:
+        """As Trainer says, and how old its gradients are."""
+        return super().place().model_copy(update={"staleness": self._staleness})
+
+    @property
+    def _staleness(self) -> float | None:
+        stale = self._stale  # the heartbeat's thread asks, too
+        return statistics.fmean(stale) if stale else None
+
+    def _turn_to(self, lease: Lease) -> None:
+        if lease.epoch != self._epoch_begun:
+            self._stale = []
+        super()._turn_to(lease)
+
+    def _told_times(self) -> RankTimes:
+        return super()._told_times().model_copy(update={"staleness": self._staleness})
 
     def _told(self) -> dict[str, Any]:
         return {"version": self._versions[0]}
@@ -47,8 +68,10 @@ class Client(Worker):
                 if state != "taken":
                     break
             else:  # the chief, who notes the rows, comes last
-                entry = self._entry(batch, lease, learned) | {"norm": norm}
+                entry, taken = self._entry(batch, lease, learned) | {"norm": norm}, self._versions[0]
                 state, end = self._note(entry, self._mine(0, gradients))
+                if state == "taken" and batch.rows:
+                    self._stale.append(max(0, self._versions[0] - taken - 1))
             if state != "stale":  # else once more, with the weights that came back
                 return end
 

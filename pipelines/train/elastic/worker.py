@@ -121,7 +121,12 @@ class Worker(Trainer, ABC):
 
     def _entry(self, batch: Batch, lease: Lease, learned: dict[str, Any]) -> dict[str, Any]:
         """What the chief is told of a part."""
-        entry = {"number": lease.number, "epoch": lease.epoch, "part": batch.step, "times": self._told_times()}
+        entry = {
+            "number": lease.number,
+            "epoch": lease.epoch,
+            "part": batch.step,
+            "times": self._told_times().model_dump(),
+        }
         return entry | learned
 
     def _note(self, entry: dict[str, Any], tensors: Mapping[str, Tensor] | None = None) -> tuple[str, int]:
@@ -129,10 +134,10 @@ class Worker(Trainer, ABC):
         answer = self._ask("note", entry, tensors)
         return ("lost", 0) if answer is None else (answer.header["state"], answer.header.get("end", 0))
 
-    def _told_times(self) -> dict[str, Any]:
+    def _told_times(self) -> RankTimes:
         loader, before = self._began
         loader = {part: seconds - loader.get(part, 0.0) for part, seconds in self.loader.times.seconds.items()}
-        return RankTimes.of(self.clock.seconds, loader, traffic().since(before)).model_dump()
+        return RankTimes.of(self.clock.seconds, loader, traffic().since(before))
 
     def _ask(self, method: str, header: dict[str, Any], tensors: Mapping[str, Tensor] | None = None) -> Message | None:
         """The chief's answer; None where the run is over."""
