@@ -23,7 +23,7 @@ def demo(config: Config) -> None:
     print(f"champion     {register['model']}, version {register['version']} of {config.workload}")
     print(f"predictions  {score['table']}")
     print(f"lake         {lake_root()}   receipts in runs/{config.workload}, tables in tables/{config.workload}")
-    print(f"MLflow       make ui   (runs and models in {tracking.tracking_uri().partition('?')[0]})")
+    print(f"MLflow       make ui   (runs and models in {tracking.tracking_uri()})")
     print(f"took         {time.monotonic() - started:.0f} s")
 
 

@@ -4,10 +4,11 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
@@ -167,16 +168,27 @@ def forked_ranks() -> Iterator[None]:
     import mlflow.pytorch  # noqa: F401
     import torch._dynamo
 
+    from pipelines.tracking import Run
     from pipelines.train import launch, worker
     from tests.cluster import free_port
+
+    writing = threading.RLock()  # who is forked while a thread writes to SQLite takes it for locked for ever
+
+    def alone(write: Callable[..., None]) -> Callable[..., None]:
+        def call(*arguments: Any) -> None:
+            with writing:
+                write(*arguments)
+
+        return call
 
     def run(config: "Config", job_path: Path, log: Path) -> None:
         torch.set_num_threads(1)
         processes, ranks, port = [], config.train.ranks, free_port()
-        for rank in range(ranks):
-            arguments = (worker.main, rank, ranks, port, job_path, log)
-            processes.append(multiprocessing.get_context("fork").Process(target=_forked, args=arguments))
-            processes[-1].start()
+        with writing:
+            for rank in range(ranks):
+                arguments = (worker.main, rank, ranks, port, job_path, log)
+                processes.append(multiprocessing.get_context("fork").Process(target=_forked, args=arguments))
+                processes[-1].start()
         while processes and all(process.exitcode in (None, 0) for process in processes):
             processes = [process for process in processes if process.exitcode is None]
             time.sleep(0.05)
@@ -190,6 +202,8 @@ def forked_ranks() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "_run_torchrun", run)
+        patch.setattr(Run, "flush", alone(Run.flush))
+        patch.setattr(Run, "tags", alone(Run.tags))
         yield
 
 

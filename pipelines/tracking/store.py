@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 T = TypeVar("T")
-_LOCK_TIMEOUT_S = 60  # a rank logs its model while its launcher logs epochs; SQLite's own 5 s can be too short
 
 
 def tracking_uri() -> str:
@@ -25,13 +24,12 @@ def tracking_uri() -> str:
 
 
 def _embedded_uri() -> str:
-    return f"sqlite:///{lake_root() / 'mlflow.db'}?timeout={_LOCK_TIMEOUT_S}"
+    return f"sqlite:///{lake_root() / 'mlflow.db'}"
 
 
 def is_embedded() -> bool:
     """Whether they go into the lake's own store."""
-    path = tracking_uri().partition("?")[0]  # MLflow itself sets the variable, once its URI is set
-    return path == _embedded_uri().partition("?")[0]
+    return tracking_uri() == _embedded_uri()  # MLflow itself sets the variable, once its URI is set
 
 
 def check_reachable() -> None:
