@@ -164,6 +164,8 @@ def test_every_row_is_accounted_for(forked_ranks: None, train: Callable[..., Mad
     last = made.result["epochs"][-1]
     assert last["loss"] < made.result["epochs"][0]["loss"]
     assert last["exchange"]["staleness_max"] <= (0 if isinstance(strategy, str) and "backup" in strategy else 12)
+    if isinstance(strategy, dict) and strategy.get("max_staleness") == 0:
+        assert last["exchange"]["staleness_max"] == 0
     servers = strategy.get("servers", 1) if isinstance(strategy, dict) else 1
     stale = [times["staleness"] for times in last["ranks"]]
     assert all(value is None for value in stale[:servers]) and len(stale) == 4
