@@ -1,5 +1,6 @@
 """How a training stands: a row for each rank from its last beat, and who is dead, silent, stalled or slow. No torch."""
 
+import contextlib
 import json
 import math
 import socket
@@ -16,7 +17,7 @@ from pipelines.config.load import lake_root
 from pipelines.lake import runs_path
 from pipelines.train.heartbeat import BEAT_EVERY_S, ENDED, LOGGING, STARTING, Beat
 from pipelines.train.job import JOB_FILE, EpochResult, TrainJob
-from pipelines.train.watch import WAITING_PHASES, blame, local_process
+from pipelines.train.watch import WAITING_PHASES, blame
 
 SILENT_S = 5.0  # ten beats
 STALLED_S = 15.0
@@ -183,7 +184,7 @@ def alerts_of(job: TrainJob, beats: dict[int, Beat], ages: dict[int, float]) -> 
 
 def _gone(job: TrainJob, beat: Beat, age_s: float) -> Alert | None:
     try:
-        process = local_process(job, beat)
+        process = _local_process(job, beat)
         is_stopped = process is not None and process.status() == psutil.STATUS_STOPPED
     except psutil.Error:  # it ends just now; the next look tells
         return None
@@ -192,6 +193,14 @@ def _gone(job: TrainJob, beat: Beat, age_s: float) -> Alert | None:
     if is_stopped or age_s > SILENT_S:
         why = f"process {beat.pid} is stopped" if is_stopped else "stopped, or its machine is gone?"
         return Alert(rank=beat.rank, kind="silent", text=f"{beat}: no sign of life for {age_s:.1f} s ({why})")
+    return None
+
+
+def _local_process(job: TrainJob, beat: Beat) -> psutil.Process | None:
+    """The rank's process, where it is this machine's and still there."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        if beat.host == socket.gethostname() and str(job.folder) in " ".join(psutil.Process(beat.pid).cmdline()):
+            return psutil.Process(beat.pid)
     return None
 
 

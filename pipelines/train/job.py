@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import socket
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,7 @@ from pipelines.config.learning import Model, Train
 from pipelines.config.strategies import Auto
 from pipelines.features.fitted import FittedFeatures
 from pipelines.lake import Contract, Snapshot
+from pipelines.receipt import write_json
 from pipelines.stream.plan import EpochPlan
 from pipelines.train.diagnosis import RankTimes
 from pipelines.train.heartbeat import Beat, Place
@@ -187,6 +189,14 @@ class TrainJob(BaseModel):
     def error_path(self, rank: int) -> Path:
         """Why a rank ended."""
         return self.folder / f"error-rank-{rank}.json"
+
+    def leave_error(
+        self, rank: int, place: Place, cause: Literal["known", "unforeseen", "ended"], message: str, *, exit_code: int
+    ) -> None:
+        """Leave, on the rank's own machine, why it ended; see RankError."""
+        host = socket.gethostname()
+        error = RankError(rank=rank, host=host, place=place, cause=cause, message=message, exit_code=exit_code)
+        write_json(self.error_path(rank), error)
 
 
 def checkpoints(folder: Path) -> list[Path]:

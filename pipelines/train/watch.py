@@ -5,7 +5,6 @@ all nodes see, so that the one that the others wait for can be told from those t
 """
 
 import contextlib
-import socket
 import time
 from collections.abc import Callable
 
@@ -86,14 +85,6 @@ class Watch:
                 command = process.cmdline()
                 if command[-3:] == ["-m", WORKER, str(self._job.path)] and command.count("-m") == 1:  # no launcher
                     process.kill()
-
-
-def local_process(job: TrainJob, beat: Beat) -> psutil.Process | None:
-    """The rank's process, where it is this machine's and still there."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        if beat.host == socket.gethostname() and str(job.folder) in " ".join(psutil.Process(beat.pid).cmdline()):
-            return psutil.Process(beat.pid)
-    return None
 
 
 def blame(beat: Beat) -> tuple[bool, int, int]:

@@ -37,7 +37,7 @@ from pipelines.train.elastic.roles import chief_of, worker_of
 from pipelines.train.elastic.server import PartServer
 from pipelines.train.elastic.supervisor import AGAIN, supervise
 from pipelines.train.heartbeat import LOGGING, Heartbeat, Place
-from pipelines.train.job import EpochResult, RankError, TrainJob, TrainResult
+from pipelines.train.job import EpochResult, TrainJob, TrainResult
 from pipelines.train.loop import Trainer
 
 _SIGTERM_CODE = 143
@@ -59,9 +59,7 @@ def _rank(job: TrainJob, rank: int) -> int:
     heartbeat = Heartbeat(job.beat_path(rank), rank)
 
     def tell(cause: Literal["known", "unforeseen", "ended"], message: str, *, exit_code: int) -> None:
-        host, place = socket.gethostname(), heartbeat.place()
-        error = RankError(rank=rank, host=host, place=place, cause=cause, message=message, exit_code=exit_code)
-        write_json(job.error_path(rank), error)
+        job.leave_error(rank, heartbeat.place(), cause, message, exit_code=exit_code)
 
     def leave() -> None:
         tell("ended", "ended by its launcher", exit_code=_SIGTERM_CODE)

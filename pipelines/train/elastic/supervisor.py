@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pipelines.config.strategies import num_servers
 from pipelines.receipt import write_json
 from pipelines.train.heartbeat import ENDED, Beat, Place
-from pipelines.train.job import RankError, TrainJob
+from pipelines.train.job import TrainJob
 
 LOOK_EVERY_S = 0.1
 GRACE_S = 3.0  # for a child that is left when all is done
@@ -45,11 +45,13 @@ def supervise(job: TrainJob, rank: int, work: Callable[[], int]) -> int:
             return 1
         is_last = len(lost) == job.train.max_restarts
         why = "weights are lost that others held" if code == AGAIN else f"ended by signal {-code}"
-        where = job.beats().get(rank) or f"rank {rank} on {socket.gethostname()}"
-        lost.append(f"{where}: {why}; {'given up' if is_last else 'started again'}")
+        beat = job.beats().get(rank)
+        lost.append(
+            f"{beat or f'rank {rank} on {socket.gethostname()}'}: {why}; {'given up' if is_last else 'started again'}"
+        )
         write_json(job.lost_path(rank), lost)
         if is_last and rank < num_servers(job.train.strategy):
-            _tell_why(job, rank, why)
+            job.leave_error(rank, beat.place if beat else Place(), "unforeseen", why, exit_code=1)
             return 1
         if is_last:
             return _wait_for_the_others(job, rank)
@@ -76,13 +78,6 @@ def _watched(job: TrainJob, rank: int, child: int) -> int:
         if time.monotonic() > until or job.ended_path.is_file():
             os.kill(child, signal.SIGKILL)
         time.sleep(LOOK_EVERY_S)
-
-
-def _tell_why(job: TrainJob, rank: int, why: str) -> None:
-    beat = job.beats().get(rank)
-    place = beat.place if beat else Place()
-    error = RankError(rank=rank, host=socket.gethostname(), place=place, cause="unforeseen", message=why, exit_code=1)
-    write_json(job.error_path(rank), error)
 
 
 def _wait_for_the_others(job: TrainJob, rank: int) -> int:

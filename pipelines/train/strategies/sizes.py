@@ -29,7 +29,7 @@ def size_of(network: nn.Module, inputs: Sequence[Tensor]) -> Size:
     def see(module: nn.Module, given: tuple[Tensor, ...], gives: Tensor) -> None:
         passed[module] = _Passed(given[0].numel(), gives.numel(), given[0].requires_grad)
 
-    layers, pairs = _layers(network), network.linear_pairs() if isinstance(network, Paired) else []
+    layers, pairs = _layers(network), list(network.linear_pairs()) if isinstance(network, Paired) else []
     paired = [network.get_submodule(name) for columns, rows in pairs for name in (*columns, rows)]
     if seen := {*layers, *paired}:
         was_training = network.training
@@ -40,7 +40,7 @@ def size_of(network: nn.Module, inputs: Sequence[Tensor]) -> Size:
             handle.remove()
     shapes = [parameter.flatten(1).shape if parameter.dim() > 1 else (1, 0) for parameter in network.parameters()]
     thin = sum(rows + columns for rows, columns in shapes if rows * columns > rows + columns)
-    summed = list(_summed(network, passed)) if isinstance(network, Paired) else []
+    summed = _summed(network, pairs, passed)
     sizes = [parameter.numel() for parameter in network.parameters()]
     return Size(
         parameters=sum(sizes),
@@ -59,11 +59,12 @@ def _layers(network: nn.Module) -> list[nn.Module]:
     return [layer for layer in layers if learns(layer)]
 
 
-def _summed(network: Paired, passed: dict[nn.Module, _Passed]) -> "list[int]":
+def _summed(
+    network: nn.Module, pairs: Sequence[tuple[Sequence[str], str]], passed: dict[nn.Module, _Passed]
+) -> list[int]:
     """What a pair gives is summed forward, the gradient of what each of its first layers takes backward."""
-    assert isinstance(network, nn.Module)
     found = []
-    for columns, rows in network.linear_pairs():
+    for columns, rows in pairs:
         found.append(passed[network.get_submodule(rows)].gives)
         firsts = [passed[network.get_submodule(name)] for name in columns]
         found += [first.given for first in firsts if first.has_gradient]
