@@ -107,5 +107,5 @@ bench-comm: $(STAMP)  ## Strategies and hooks on links of 1 Gbit/s, 100 and 20 M
 bench-auto: $(STAMP)  ## What train.strategy: auto takes on these links, beside the best; as root
 	@$(BIN)/python -m benchmarks.auto
 
-simulate: $(STAMP)  ## What each strategy would do on 2 to 1,024 nodes, by the cost model that bench-comm fitted
-	@$(BIN)/python -m pipelines.train.simulate
+simulate: $(STAMP)  ## What each strategy would do on 2 to 1,024 nodes, by the cost model that bench-comm fitted (ARGS=--help)
+	@$(BIN)/python -m pipelines.train.simulate $(ARGS)

@@ -1,4 +1,7 @@
-"""A real standalone Spark cluster on loopback, from pyspark's own spark-class: a Master and two Workers."""
+"""A real standalone Spark cluster on loopback, from pyspark's own spark-class: a Master and two Workers.
+
+Each Worker says that it has two GPUs, 5 and 7: Spark deals them to tasks like real ones.
+"""
 
 import contextlib
 import json
@@ -28,7 +31,10 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def properties(port: int) -> dict[str, str]:
+def properties(port: int, folder: Path) -> dict[str, str]:
+    gpus = folder / "gpus"
+    gpus.write_text("""#!/bin/sh\necho '{"name": "gpu", "addresses": ["5", "7"]}'\n""")
+    gpus.chmod(0o755)
     return {
         "spark.master": f"spark://127.0.0.1:{port}",
         "spark.authenticate": "true",
@@ -39,6 +45,10 @@ def properties(port: int) -> dict[str, str]:
         "spark.executor.extraJavaOptions": QUICK,
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
+        "spark.worker.resource.gpu.amount": "2",
+        "spark.worker.resource.gpu.discoveryScript": str(gpus),
+        "spark.executor.resource.gpu.amount": "2",
+        "spark.task.resource.gpu.amount": "1",
     }
 
 
@@ -48,10 +58,12 @@ def standalone_cluster(folder: Path, conf: Path, *, cores: int = 1) -> Iterator[
     port = free_port()
     lines = [line for line in conf.read_text().splitlines() if not line.startswith("spark.master")]
     submit = folder / "cluster.conf"
-    submit.write_text("\n".join([*lines, *(f"{k} {v}" for k, v in properties(port).items())]) + "\n")
+    submit.write_text("\n".join([*lines, *(f"{k} {v}" for k, v in properties(port, folder).items())]) + "\n")
     daemon = folder / "daemon"
     daemon.mkdir()
-    (daemon / "spark-defaults.conf").write_text("\n".join(f"{k} {v}" for k, v in properties(port).items()) + "\n")
+    (daemon / "spark-defaults.conf").write_text(
+        "\n".join(f"{k} {v}" for k, v in properties(port, folder).items()) + "\n"
+    )
     environment = {**os.environ, "SPARK_CONF_DIR": str(daemon), "SPARK_DAEMON_JAVA_OPTS": QUICK}
     master = ["org.apache.spark.deploy.master.Master", "--host", "127.0.0.1", "--port", str(port), "--webui-port", "0"]
     worker = ["org.apache.spark.deploy.worker.Worker", "--host", "127.0.0.1", "--cores", str(cores), "--memory", "2g"]

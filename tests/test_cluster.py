@@ -1,17 +1,22 @@
 """The chain on a real standalone cluster: Master and two Workers, authenticated and encrypted."""
 
+import contextlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
+from pipelines.train.launch import WORKER
 from tests.cluster import Submit, standalone_cluster, submitter
 from tests.conftest import ROOT
+from tests.train.conftest import children_that, killed_at
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +39,18 @@ def submit(cluster: Path, tmp_path: Path, session_lake: Path) -> Submit:
 
 @pytest.mark.cluster
 def test_the_chain_on_a_standalone_cluster(submit: Submit, tmp_path: Path) -> None:
-    receipts = submit("run", "conf/digits.yaml", "train.epochs=2", "gate.require={}", "classic=[]")
+    dealt: set[str] = set()
+
+    def rank() -> psutil.Process | None:
+        found = children_that(lambda command: WORKER in command)
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                dealt.add(process.environ()["CUDA_VISIBLE_DEVICES"])
+        return found[0] if dealt else None
+
+    with killed_at(math.inf, rank):
+        receipts = submit("run", "conf/digits.yaml", "train.epochs=2", "gate.require={}", "classic=[]")
+    assert dealt and dealt <= {"5", "7"}, "GPUs that Spark dealt to the ranks"
     train = receipts["features"]["result"]["snapshots"]["train"]
     for epoch in receipts["train"]["result"]["epochs"]:
         assert (epoch["rows"], epoch["row_id_sum"]) == (train["rows"], train["row_id_sum"])

@@ -141,12 +141,12 @@ class Saved:
         """The states of a rank's random generators; None where the checkpoint is of another number of ranks."""
         return self._own("rng.", rank) if len(self.state.digests) == _world() else None
 
-    def local(self, *, any_ranks: bool = False) -> dict[str, Tensor]:
-        """What is this rank's own. Nothing where the checkpoint is of another number of ranks, or another rank's."""
-        return self._own("local.", _rank()) if any_ranks or len(self.state.digests) == _world() else {}
+    def local(self) -> dict[str, Tensor]:
+        """What is this rank's own; only strategies leave it whose jobs are of one number of ranks."""
+        return self._own("local.", _rank())
 
     def _own(self, prefix: str, rank: int) -> dict[str, Tensor]:
-        file = self._files[_file_of(rank % len(self._files))]
+        file = self._files[_file_of(rank)]
         return {key.removeprefix(prefix): file.get_tensor(key) for key in _names(file) if key.startswith(prefix)}
 
     def unreadable(self, error: Exception) -> TrainingError:

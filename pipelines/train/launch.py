@@ -31,6 +31,7 @@ from pipelines.train.job import EpochResult, RankError, TrainJob, TrainResult
 from pipelines.train.watch import WORKER, Watch
 
 ALERTS = 10  # the last so many stay in the run's tag
+_GPUS = "spark.task.resource.gpu.amount"
 _LOSES_RANKS = ("torch", "failed barrier")  # Spark says so where a rank failed, and where its executor is gone
 _EXECUTOR_LOST = re.compile(r"ExecutorLostFailure \((executor \S+).*?\) Reason: (.*)")
 
@@ -237,6 +238,8 @@ def _run_ranks(config: Config, job: TrainJob) -> None:
             _run_torch_distributor(config, job.path, job.log_path)
         else:
             _run_torchrun(config, job.path, job.log_path)
+    except ConfigError:
+        raise
     except (RuntimeError, subprocess.CalledProcessError) as error:
         raise _Lost from error
     except Exception as error:
@@ -257,15 +260,26 @@ def _by_spark(config: Config) -> bool:
 
 
 def _run_torch_distributor(config: Config, job_path: Path, log: Path) -> None:
-    session.get_session(config)
+    spark = session.get_session(config)
     from pyspark.ml.torch.distributor import TorchDistributor
 
     local = session.master().startswith("local")
-    distributor = TorchDistributor(num_processes=config.train.ranks, local_mode=local, use_gpu=False)
+    uses_gpu = not local and _uses_gpu(config.train.device, spark.sparkContext.getConf().get(_GPUS, "0"))
+    distributor = TorchDistributor(num_processes=config.train.ranks, local_mode=local, use_gpu=uses_gpu)
     distributor.logger.setLevel(logging.WARNING)
     with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         # As a module, found through PYTHONPATH on every node; a file's path would have to be the same there.
         distributor.run("-m", WORKER, str(job_path))
+
+
+def _uses_gpu(device: str, dealt: str) -> bool:
+    """Whether a cluster's tasks are to see the GPUs that Spark deals to them; otherwise they see none."""
+    if device == "cuda" and not int(dealt):
+        raise ConfigError(
+            f"train.device: cuda: wanted {_GPUS} in {session.properties_file() or 'the properties of spark-submit'}, without "
+            "which a rank on a cluster gets no GPU; seen none (docs/gpu.md)"
+        )
+    return device != "cpu" and int(dealt) > 0
 
 
 def _run_torchrun(config: Config, job_path: Path, log: Path) -> None:

@@ -1,10 +1,11 @@
 """The cost model's constants, fitted to measured runs, and what it says of clusters past one machine.
 
-    python -m pipelines.train.simulate
+    python -m pipelines.train.simulate --help
 
-plots 2 to 1,024 ranks with the constants that `make bench-comm` fitted to its runs.
+plots 2 to 1,024 ranks with the constants that `make bench-comm` fitted to its runs, or with those of the docs.
 """
 
+import argparse
 import math
 import sys
 from collections.abc import Sequence
@@ -17,11 +18,12 @@ from matplotlib.figure import Figure
 from scipy.optimize import least_squares
 
 from pipelines.config import strategies as config
-from pipelines.errors import HeadraceError
+from pipelines.errors import ConfigError
 from pipelines.train.costs import Compute, Fitted, Run, Size, kind, packed, predicted_step_s
 
 MODEL_PATH = Path("build/bench/comm_model.json")
-PLOT_PATH = Path("docs/images/scaling.png")
+KEPT_PATH = Path("docs/comm_model.json")  # of the run that docs/links.md tells of
+PLOT_PATH = Path("build/scaling.png")
 ROWS = 64  # a node, where nothing else is said
 
 
@@ -105,33 +107,50 @@ def plot(fitted: Fitted, network: str, *, rows: int) -> Figure:
         axes.set(xlabel="nodes", title=f"{mbit_per_s:,} Mbit/s")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize="small")
     figure.supylabel("rows/s over those of one node")
-    figure.suptitle(f"Simulation, not a measurement: {network}, {rows} rows a node, constants of `make bench-comm`")
+    told = f"{network}, {rows} rows a node, {1e3 * fitted.latency_s:.3g} ms a message, constants of `make bench-comm`"
+    figure.suptitle(f"Simulation, not a measurement: {told}")
     return figure
 
 
-def main(path: Path = MODEL_PATH) -> int:
-    """Print and plot the constants' networks. Returns the exit code.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print and plot. Returns the exit code.
 
     Raises:
-        HeadraceError: There are no constants yet.
+        ConfigError: There are no constants, or none of that network.
     """
+    parser = argparse.ArgumentParser(description=f"Rows/s on {NODES[0]} to {NODES[-1]:,} nodes, simulated.")
+    parser.add_argument("--model", type=Path, help=f"constants (default: {MODEL_PATH}, else {KEPT_PATH})")
+    parser.add_argument("--network", help="whose constants (default: the first)")
+    parser.add_argument("--rows", type=int, default=ROWS, help="a node takes at a step (default: %(default)s)")
+    parser.add_argument("--latency-ms", type=float, help="of a message (default: as fitted)")
+    parser.add_argument("--plot", type=Path, default=PLOT_PATH, help="where to (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    path = options.model or (MODEL_PATH if MODEL_PATH.is_file() else KEPT_PATH)
     if not path.is_file():
-        raise HeadraceError(f"{path}: wanted the cost model's constants, seen nothing; run `make bench-comm` first")
+        raise ConfigError(f"{path}: wanted the cost model's constants, seen nothing; make bench-comm fits them")
     fitted = Fitted.model_validate_json(path.read_bytes())
-    network = next(iter(fitted.sizes))
-    print(f"simulation, rows/s over those of one node, {network}, {ROWS} rows a node")
+    if options.latency_ms is not None:
+        fitted = fitted.model_copy(update={"latency_s": options.latency_ms / 1e3})
+    network = options.network or next(iter(fitted.sizes))
+    if network not in fitted.sizes:
+        raise ConfigError(f"--network: wanted one of {', '.join(fitted.sizes)}, seen {network}")
+    print(
+        f"simulation by {path}: rows/s over those of one node, {network}, {options.rows} rows a node, "
+        f"{1e3 * fitted.latency_s:.3g} ms a message"
+    )
     for mbit_per_s in (100, 1000, 10_000):
         print(f"\n{mbit_per_s:>6,} Mbit/s, nodes {' '.join(f'{nodes:>7,}' for nodes in NODES)}")
-        for name, values in speedups(fitted, network, rows=ROWS, bytes_per_s=mbit_per_s * 1e6 / 8).items():
+        for name, values in speedups(fitted, network, rows=options.rows, bytes_per_s=mbit_per_s * 1e6 / 8).items():
             print(f"{name:<28} {' '.join(f'{value:>7.1f}' for value in values)}")
-    plot(fitted, network, rows=ROWS).savefig(PLOT_PATH, dpi=110)
-    print(f"\n{PLOT_PATH}")
+    options.plot.parent.mkdir(parents=True, exist_ok=True)
+    plot(fitted, network, rows=options.rows).savefig(options.plot, dpi=110)
+    print(f"\n{options.plot}")
     return 0
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except HeadraceError as error:
+    except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

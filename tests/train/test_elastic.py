@@ -170,6 +170,7 @@ def test_every_row_is_accounted_for(forked_ranks: None, train: Callable[..., Mad
     stale = [times["staleness"] for times in last["ranks"]]
     assert all(value is None for value in stale[:servers]) and len(stale) == 4
     assert all(0 <= value <= last["exchange"]["staleness_max"] for value in stale[servers:] if value is not None)
+    assert all(times["sent_bytes"] > 0 < times["received_bytes"] for times in last["ranks"][:servers])
     assert any(f"exchange_rank_{rank}/staleness" in run_of("tiny").data.metrics for rank in range(servers, 4))
 
 

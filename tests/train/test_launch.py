@@ -131,6 +131,19 @@ def test_another_number_of_ranks_goes_on_with_the_same_job(
     assert "went on from the checkpoint at epoch 2, step 0" in made.lines
 
 
+def test_who_wants_gpus_of_a_cluster_that_deals_none_is_told() -> None:
+    with pytest.raises(
+        ConfigError, match=r"train.device: cuda: wanted spark.task.resource.gpu.amount in \S+, .*seen none"
+    ):
+        launch._uses_gpu("cuda", "0")
+    assert [launch._uses_gpu(device, dealt) for device in ("auto", "cpu") for dealt in ("0", "1")] == [
+        False,
+        True,
+        False,
+        False,
+    ]
+
+
 def test_ranks_that_never_start_are_ended(
     train: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,8 @@
 """The cost model: bytes by formula, what makes a step longer, and constants found again."""
 
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from pipelines.config.strategies import DataParallel, LocalSGD, PipelineParallel, Strategy
+from pipelines.errors import ConfigError
 from pipelines.lake import LabelSpec
 from pipelines.models.mlp import MLP
 from pipelines.train import simulate
@@ -136,3 +139,16 @@ def test_constants_are_found_again_from_runs_that_the_model_made() -> None:
     assert (fitted.goodput, fitted.held, fitted.crowded) == pytest.approx((0.9, 0.3, 0.2), rel=1e-3)
     assert fitted.latency_s == pytest.approx(3e-4, rel=1e-2)
     assert fitted.compute["mlp"].row_s == pytest.approx(5e-5, rel=1e-2)
+
+
+def test_what_a_cluster_of_ones_own_would_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the constants that the docs tell of."""
+
+    def at_1024(*arguments: str) -> float:
+        told = ["--model", str(simulate.KEPT_PATH), "--plot", str(tmp_path / "p" / "plot.png"), *arguments]
+        assert simulate.main(told) == 0 and (tmp_path / "p" / "plot.png").is_file()
+        return float(re.findall(r"^data_parallel .* (\S+)$", capsys.readouterr().out, re.MULTILINE)[-1])
+
+    assert at_1024() < at_1024("--latency-ms", "0.03") < at_1024("--latency-ms", "0.03", "--rows", "256")
+    with pytest.raises(ConfigError, match="--network: wanted one of mlp, gpt, seen resnet"):
+        simulate.main(["--network", "resnet", "--model", str(simulate.KEPT_PATH)])

@@ -198,6 +198,18 @@ def test_one_strategy_goes_on_where_another_stopped(tmp_path: Path, snapshot: Sn
     assert_trained_alike(trained, wanted, atol=1e-10, loss_atol=1e-10)
 
 
+@pytest.mark.parametrize(("ranks", "strategy"), [(1, "data_parallel"), (2, "data_parallel"), (2, "sharded")])
+def test_a_batch_of_one_row_is_learned_without_batch_statistics(tmp_path: Path, ranks: int, strategy: str) -> None:
+    """Which torch's BatchNorm1d refuses to take of one row."""
+    table = feature_table(tmp_path / "t", [13], contract_of(DENSE))
+    network = {"network": "tests.networks:Recurrent"}
+    for weights, epochs in run_ranks(
+        ranks, train, job_of(tmp_path / "job", table, network=network, strategy=strategy, ranks=ranks)
+    ):
+        assert [epoch.rows for epoch in epochs] == [13, 13]
+        assert weights["norm.num_batches_tracked"] == 2, "the batch of 12 rows in each of two epochs"
+
+
 def held_and_live(job: TrainJob) -> tuple[int, int, int]:
     """On a rank: bytes of parameters and optimizer state that it holds, of all, and the most parts that it held at once."""
     trainer = Trainer(job, torch.device("cpu"))

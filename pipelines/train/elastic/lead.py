@@ -21,6 +21,7 @@ from pipelines.train.elastic.chief import Chief, LostWeights
 from pipelines.train.elastic.store import Store, names_by_server
 from pipelines.train.elastic.wire import Message, Peer
 from pipelines.train.job import TrainJob
+from pipelines.train.traffic import Traffic
 
 
 @dataclass
@@ -63,6 +64,8 @@ class LeadServer(Chief):
         )
         self._others = {rank: Peer(job.folder, 0, rank) for rank in range(1, len(self._names))}
         self._ahead: dict[str, list[list[int]]] = {}  # by server: parts that it learned from and that are not noted
+        self._traffic: dict[int, Traffic] = {}  # by server, since it began
+        self._traffic_before: dict[int, Traffic] = {}  # as the epoch began
 
     def resume(self) -> tuple[int, int]:
         """As Trainer does; the other servers are told what they hold."""
@@ -84,7 +87,7 @@ class LeadServer(Chief):
         return found
 
     def _begin(self) -> None:
-        self._exchange, self._ahead = _Exchange(), {}
+        self._exchange, self._ahead, self._traffic_before = _Exchange(), {}, dict(self._traffic)
 
     @property
     def _is_between_steps(self) -> bool:
@@ -100,6 +103,7 @@ class LeadServer(Chief):
             answer = server.call("state", Message({"wanted": with_tensors}), patience_s=self.train.timeout_s)
             if answer.header["run"] != self._run_id:
                 raise LostWeights
+            self._traffic[rank] = Traffic(*answer.header["traffic"])
             if with_tensors and self._ledger and answer.header["epoch"] == self._ledger.epoch:
                 self._ahead[str(rank)] = [part for part in answer.header["done"] if self._ledger.is_left(*part)]
             for full_name, tensor in answer.tensors.items():
@@ -113,6 +117,13 @@ class LeadServer(Chief):
     def _ledger_state(self) -> dict[str, Any] | None:
         state = super()._ledger_state()
         return state | {"ahead": self._ahead} if state else None
+
+    def _rank_times(self, mine: RankTimes) -> list[RankTimes]:
+        ranks = super()._rank_times(mine)
+        for rank, total in self._traffic.items():
+            sent, received = total.since(self._traffic_before.get(rank, Traffic()))
+            ranks[rank] = ranks[rank].model_copy(update={"sent_bytes": sent, "received_bytes": received})
+        return ranks
 
     def _verdict(self, ranks: list[RankTimes]) -> str:
         figures = self._exchange.figures()

@@ -15,6 +15,7 @@ from pipelines.train.elastic.wire import Message, Server
 from pipelines.train.heartbeat import Place
 from pipelines.train.job import TrainJob
 from pipelines.train.optimizer import make_optimizer, make_schedule
+from pipelines.train.traffic import traffic
 
 LOOK_EVERY_S = 0.2
 
@@ -75,12 +76,13 @@ class PartServer:
 
     def _state(self, _: int, message: Message) -> Message:
         with self._lock:
+            known = {"run": self._run_id, "traffic": traffic()}
             if not message.header["wanted"] or self._store is None:
-                return Message({"run": self._run_id})
+                return Message(known)
             held = self._store.held
             found = checkpoint.model_tensors(held) | checkpoint.optimizer_tensors(held, self._optimizer)
             tensors = {name: tensor.clone() for name, tensor in found.items()}
-            return Message({"run": self._run_id, "epoch": self._epoch, "done": sorted(self._done)}, tensors)
+            return Message(known | {"epoch": self._epoch, "done": sorted(self._done)}, tensors)
 
     def _pull(self, _: int, message: Message) -> Message:
         with self._lock:

@@ -120,22 +120,30 @@ class Strategy:
         outputs, losses = [], []
         for number, part in enumerate(parts):
             with self._exchanging(number + 1 == len(parts)):
-                if not part.rows:
-                    self.network.eval()  # batch statistics of a row that does not count must not be kept
+                resting = self._resting(part.rows)
+                for module in resting:
+                    module.eval()
                 self.clock.enter("forward")
                 given, loss = self.objective.of(self.parallel, part.tensors, part.lane_rows)
                 if not number:
                     self._forget_gradients()
                 self.clock.enter("backward")
                 loss.backward(self._weight(loss, batch.global_rows if part.rows else 0))  # type: ignore[no-untyped-call]
+                for module in resting:
+                    module.train()
                 if not part.rows:
-                    self.network.train()
                     continue
             outputs.append(given)
             losses.append(loss.detach())
         if not outputs:
             return None
         return (outputs[0], losses[0]) if len(outputs) == 1 else (torch.cat(outputs), torch.stack(losses).sum())
+
+    def _resting(self, rows: int) -> list[nn.Module]:
+        """What keeps no batch statistics in a step on so many rows: all where none counts, BatchNorm1d where it is one."""
+        if not rows:
+            return [self.network]
+        return [m for m in self.network.modules() if isinstance(m, nn.BatchNorm1d) and m.training] if rows == 1 else []
 
     def evaluate(self, batch: Batch, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
         """Outputs and the summed loss of this rank's rows; None where it has none."""

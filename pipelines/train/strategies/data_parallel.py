@@ -44,7 +44,7 @@ class DataParallel(Strategy):
         return super().saved(optimizer) | {f"local.{name}": tensor for name, tensor in kept.items()}
 
     def load(self, saved: Saved, optimizer: Optimizer) -> None:
-        """A hook begins anew at another number of ranks."""
+        """With what the hook kept back."""
         super().load(saved, optimizer)
         if self._hook and (kept := saved.local()):
             self._hook.load(kept)

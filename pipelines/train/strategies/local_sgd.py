@@ -109,8 +109,8 @@ class Local(Strategy):
         return self._written(shared) | {f"local.{name}": tensor.detach().cpu() for name, tensor in own.items()}
 
     def load(self, saved: Saved, optimizer: Optimizer) -> None:
-        """At another number of ranks a rank takes over the optimizer's state of one that was."""
-        held, own = self.held(), saved.local(any_ranks=True)
+        """Each rank has its own state of the optimizer."""
+        held, own = self.held(), saved.local()
         checkpoint.put_back_model(saved, held)
         checkpoint.put_back_optimizer(own, saved.state.param_groups, held, optimizer)
         self._steps = int(own["steps"])
