@@ -7,7 +7,7 @@ generalized assignment problem. Both are NP-hard, so an answer comes with a boun
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -94,7 +94,7 @@ class Programme:
     def allows(self, agent_of: Sequence[int]) -> bool:
         """Whether the capacities hold it, and each agent has enough tasks."""
         held = np.bincount(agent_of, minlength=len(self.cost))
-        room = self.capacity + _TOLERANCE * np.maximum(1.0, np.abs(self.capacity))
+        room = self.capacity * (1 + _TOLERANCE)
         return bool((_loads(self.use, agent_of) <= room).all() and (held >= self.at_least).all())
 
     def simple_bound(self) -> float:
@@ -108,6 +108,19 @@ class Programme:
         """A proven bound, at the next whole number where all costs are whole."""
         is_whole = bool((self.cost == np.rint(self.cost)).all())
         return float(np.ceil(bound - _TOLERANCE * max(1.0, abs(bound)))) if is_whole else bound
+
+    @property
+    def cost_scale(self) -> float:
+        """What costs are measured in for HiGHS, whose tolerances are absolute: the largest."""
+        return float(np.abs(self.cost).max()) or 1.0
+
+    def scaled(self) -> "Programme":
+        """The same in numbers around 1: costs over `cost_scale`, capacities of 1."""
+        unit = np.where(np.isfinite(self.capacity) & (self.capacity > 0), self.capacity, self.use.max(axis=1))
+        unit = np.where(unit > 0, unit, 1.0)
+        return replace(
+            self, cost=self.cost / self.cost_scale, use=self.use / unit[:, None], capacity=self.capacity / unit
+        )
 
 
 def makespan(cost: Matrix, agent_of: Sequence[int]) -> float:
@@ -151,9 +164,10 @@ def solve(
     bound = programme.simple_bound()
     found = [agent_of for agent_of in _greedy(programme) if programme.allows(agent_of)]
     if time_limit_s > 0 and not any(programme.objective(agent_of) <= bound for agent_of in found):
-        exact, proven = _by_highs(programme, time_limit_s)
+        exact, proven = _by_highs(programme.scaled(), time_limit_s)
+        proven *= programme.cost_scale
         bound = max(bound, proven if np.isinf(proven) else programme.raised(proven))
-        found += [exact] if exact else []
+        found += [exact] if exact and programme.allows(exact) else []
     if not found:
         why = "there is none" if np.isinf(bound) else f"none was found in {time_limit_s:g} s"
         raise ValueError(
@@ -168,6 +182,8 @@ def solve(
 def _greedy(programme: Programme) -> list[list[int]]:
     """What the greedy rules find; some may break a limit."""
     found = [longest_first(programme.cost, at_least=programme.at_least)] if programme.minimize == "makespan" else []
+    if found and np.isinf(programme.capacity).all() and (programme.cost == programme.cost[0]).all():
+        return found  # agents are alike: nothing is to be regretted
     share = programme.use / np.maximum(programme.capacity, 1e-12)[:, None]
     regretted = [by_regret(programme.cost, programme.use, programme.capacity, wish=w) for w in (programme.cost, share)]
     return found + [agent_of for agent_of in regretted if agent_of is not None]

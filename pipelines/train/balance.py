@@ -16,8 +16,8 @@ WORTH_RATIO = 1.1  # what the slowest rank's step must gain
 class Balance:
     """Measures the ranks' speeds and moves lanes when the slowest rank would gain a tenth of its time.
 
-    A rank's speed is its rows in a second in which it does not wait for others. The first batch behind a start or a
-    move, which waits for its reader, does not count.
+    A rank's speed is its rows in a second in which it does not wait for others, over epochs where they are short. The
+    first batch behind a start or a move, which waits for its reader, does not count.
 
     Args:
         loader: Whose lanes move.
@@ -29,22 +29,23 @@ class Balance:
         self._loader, self._clock, self._device = loader, clock, device
         self._pace = Pace(LOOK_EVERY_S, device)
         self._first_step = 0  # of the lanes that the rank has, or is about to have
-        self._begin()
+        self._rows, self._seconds, self._busy_before = 0, 0.0, 0.0
 
     def start(self, step: int) -> None:
         """An epoch begins, or goes on, with `step`."""
-        self._pace.start(step)
-        self._first_step = step
+        self._pace.start(step, counts_on=True)
+        self._first_step, self._busy_before = step, self._clock.busy
 
     def look(self, batch: Batch) -> None:
         """Behind a batch: move lanes where it is worth it; collective at steps that all ranks know."""
+        seconds, self._busy_before = self._clock.busy - self._busy_before, self._clock.busy
         if batch.step <= self._first_step:
-            return self._begin()
-        self._rows += batch.rows
+            return
+        self._rows, self._seconds = self._rows + batch.rows, self._seconds + seconds
         step = batch.step + 1
         if not self._pace.is_due(step):
             return
-        rows_per_s = self._rows / max(self._clock.busy - self._busy_before, 1e-6)
+        rows_per_s = self._rows / max(self._seconds, 1e-6)
         told = torch.tensor([rows_per_s], dtype=torch.float64, device=self._device)
         gathered = [torch.empty_like(told) for _ in range(dist.get_world_size())]
         dist.all_gather(gathered, told)
@@ -53,7 +54,7 @@ class Balance:
             lead_steps = int(LEAD_S / LOOK_EVERY_S * self._pace.steps_to_next)
             self._first_step = step + max(2, lead_steps)
             self._loader.reassign(lanes, at_step=self._first_step)
-        self._begin()
+        self._rows, self._seconds = 0, 0.0
 
     def _decided(self, speeds: list[float]) -> list[range] | None:
         """The new lanes of each rank, or None; alike on all ranks, since all know the same speeds."""
@@ -61,6 +62,3 @@ class Balance:
         longest_now = max(len(lanes) / v for lanes, v in zip(self._loader.assignment, speeds, strict=True))
         longest_then = max(len(lanes) / v for lanes, v in zip(found, speeds, strict=True))
         return found if longest_now > WORTH_RATIO * longest_then else None
-
-    def _begin(self) -> None:
-        self._rows, self._busy_before = 0, self._clock.busy

@@ -57,3 +57,13 @@ def test_lanes_leave_a_slow_rank(tmp_path: Path, snapshot: Snapshot, monkeypatch
         assert [(e.rows, e.row_id_sum) for e in other_epochs] == [(e.rows, e.row_id_sum) for e in epochs]
         for name, values in weights.items():
             np.testing.assert_allclose(other[name], values, rtol=0, atol=1e-13)
+
+
+def test_lanes_leave_a_slow_rank_over_epochs_shorter_than_a_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(balance, "LOOK_EVERY_S", 1.0)
+    table = feature_table(tmp_path / "t", [64], contract_of(DENSE))
+    settings: dict[str, Any] = {"lanes": 16, "batch_size": 32, "epochs": 30, "balance": "auto"}
+    for _, epochs, lanes in run_ranks(2, train, job_of(tmp_path / "job", table, **settings)):
+        assert len(epochs) == 30 and lanes[1] <= 5 and sum(lanes) == 16
