@@ -130,6 +130,22 @@ class DoubleTied(nn.Module):
         return logits
 
 
+class Uneven(nn.Module):
+    """A weight that is not contiguous, a layer that is left out by chance, and a buffer that no float32 holds."""
+
+    def __init__(self, contract: Contract, outputs: int) -> None:
+        super().__init__()
+        width = contract.inputs[0].width
+        self.weight = nn.Parameter(torch.randn(outputs, width).t() / width)
+        self.sometimes = nn.Linear(width, outputs)
+        self.register_buffer("salt", torch.tensor(2654435761))
+
+    def forward(self, x_BW: Tensor) -> Tensor:
+        """Logits."""
+        logits: Tensor = x_BW.float() @ self.weight
+        return logits if self.training and torch.rand(()) < 0.5 else logits + self.sometimes(x_BW.float())
+
+
 class Normalized(nn.Module):
     """A linear map behind batch normalization of a grey image."""
 

@@ -11,7 +11,6 @@ from pipelines.config.strategies import (
     Auto,
     DataParallel,
     Elastic,
-    ParameterServer,
     PipelineParallel,
     Strategy,
     group_size,
@@ -311,11 +310,6 @@ class Train(Section):
         """Of ranks that speak to each other by themselves, `server` or `worker`, one each."""
         servers = num_servers(self.strategy)
         return ["server"] * servers + ["worker"] * (self.ranks - servers) if self.is_elastic else []
-
-    @property
-    def updates_per_step(self) -> int:
-        """How often the weights are updated for a global batch."""
-        return self.data_ranks if isinstance(self.strategy, ParameterServer) else 1
 
     @property
     def num_micro_batches(self) -> int:

@@ -20,12 +20,23 @@ from pipelines.errors import ConfigError, one_line
 
 DEFAULT_LAKE = "data/lake"
 DEFAULT_DATA = "../shared/data"
+_WILD = set("*?[]{}\\")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)(?::-([^}]*))?\}")
 
 
 def lake_root() -> Path:
-    """The folder of tables, receipts, models and MLflow's files: `HEADRACE_LAKE`, made absolute."""
-    return Path(os.environ.get("HEADRACE_LAKE") or DEFAULT_LAKE).absolute()
+    """The folder of tables, receipts, models and MLflow's files: `HEADRACE_LAKE`, made absolute.
+
+    Raises:
+        ConfigError: Spark's readers would take it for a pattern.
+    """
+    lake = Path(os.environ.get("HEADRACE_LAKE") or DEFAULT_LAKE).absolute()
+    if found := set(str(lake)) & _WILD:
+        raise ConfigError(
+            f"HEADRACE_LAKE: wanted a folder whose path is no pattern to Spark, seen {' '.join(sorted(found))} in {lake}; "
+            "take one without"
+        )
+    return lake
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

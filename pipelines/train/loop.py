@@ -68,7 +68,7 @@ class Trainer:
         self.network = self.strategy.network
         self.optimizer = make_optimizer(self.train, self.strategy.parameters, is_plain=self.strategy.plain_optimizer)
         self.loader = self._loader(job.snapshot, epochs=self.train.epochs)
-        self.total_steps = len(self.loader) * self.train.epochs * self.train.updates_per_step
+        self.total_steps = len(self.loader) * self.train.epochs
         self.schedule = make_schedule(self.train, self.optimizer, total_steps=self.total_steps)
         self.epochs: list[EpochResult] = []
         self.best_epoch = 0

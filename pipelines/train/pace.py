@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 _MOST_STEPS = 2**31
 
+
 class Pace:
     """Tells alike on all ranks when something is due, by steps or by seconds.
 

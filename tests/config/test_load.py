@@ -171,3 +171,9 @@ def test_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert str(load_config(path).source.paths).startswith("['/else/x")
     monkeypatch.setenv("MY_DATA", "")  # as in the shell, empty is unset
     assert str(load_config(path).source.paths).startswith("['/somewhere/x")
+
+
+def test_a_lake_whose_path_is_a_pattern_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HEADRACE_LAKE", str(tmp_path / "of [a]"))
+    with pytest.raises(ConfigError, match=r"HEADRACE_LAKE: wanted .*, seen \[ \] in .*of \[a\]; take one without"):
+        load_config(DIGITS)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -25,7 +26,7 @@ from pipelines.train import checkpoint
 from pipelines.train.checkpoint import Saved
 from pipelines.train.elastic import server
 from pipelines.train.elastic.certificates import Identity, issue
-from pipelines.train.elastic.chief import Chief
+from pipelines.train.elastic.chief import Chief, _Journal
 from pipelines.train.elastic.ledger import Lease, Ledger
 from pipelines.train.elastic.wire import Address, Message, Peer, Server, address_path
 from pipelines.train.job import TrainJob, checkpoints
@@ -194,6 +195,17 @@ def test_a_killed_worker_costs_only_itself(
     assert told in capsys.readouterr().out and told in run_of("tiny").data.tags["headrace.alert"]
     assert accounted(made)
     assert sum(epoch["exchange"]["repeated_rows"] for epoch in made.result["epochs"]) == 0, "what counts is applied"
+    if not restarts:
+        assert made.result["epochs"][-1]["ranks"][2]["sent_bytes"] == 0, "nothing in an epoch in which it is gone"
+
+
+def test_rows_that_are_lost_again_and_again_are_all_told(tmp_path: Path) -> None:
+    """The chief is killed at 100 noted rows of a checkpoint's 50, and then at 60."""
+    job: Any = SimpleNamespace(folder=tmp_path)
+    _Journal(job).note(0, 100, 0)
+    repeated = _Journal(job).repeated(0, 50)
+    _Journal(job).note(0, 60, repeated)
+    assert (_Journal(job).repeated(0, 50), _Journal(job).repeated(1, 0)) == (60, 0)
 
 
 def test_a_killed_chief_comes_back_from_its_last_checkpoint(
@@ -227,8 +239,8 @@ def test_a_server_goes_on_with_the_schedule_of_what_it_learned(tmp_path: Path, m
     assert schedule is not None
     part_server = server.PartServer(job, 1)
 
-    def load(run: str, done: list[list[int]], tensors: dict[str, torch.Tensor]) -> None:
-        header = {"run": run, "total_steps": 36, "epoch": 0, "done": done}
+    def load(run: str, noted: int, done: list[list[int]], tensors: dict[str, torch.Tensor]) -> None:
+        header = {"run": run, "total_steps": 36, "steps": 18, "epoch": 0, "noted": noted, "done": done}
         header |= {"groups": checkpoint.param_groups(optimizer), "schedule": checkpoint.schedule_state(schedule)}
         part_server._load(0, Message(header, tensors))
 
@@ -236,14 +248,15 @@ def test_a_server_goes_on_with_the_schedule_of_what_it_learned(tmp_path: Path, m
         asked = {"run": "a", "version": part_server._store.version, "epoch": 0, "group": 0, "part": part, "norm": None}
         part_server._push(2, Message(asked, {name: torch.ones_like(tensor) for name, tensor in held.items()}))
 
-    load("a", [], checkpoint.model_tensors(held))
-    for part in range(3):
+    load("a", 0, [], checkpoint.model_tensors(held))
+    for part in range(5):
         push(part)
     optimizer.step()
-    schedule.step()  # the chief noted the first
+    schedule.step()  # the chief noted the first two, a batch of two workers
     before = part_server._optimizer.param_groups[0]["lr"]
-    load("b", [[0, 1], [0, 2]], part_server._state(0, Message({"wanted": True})).tensors)
+    load("b", 2, [[0, 2], [0, 3], [0, 4]], part_server._state(0, Message({"wanted": True})).tensors)
     assert part_server._optimizer.param_groups[0]["lr"] == pytest.approx(before)
+    assert before > schedule.get_last_lr()[0] > job.train.lr / 25
 
 
 def test_another_server_that_is_killed_is_filled_again(
@@ -358,3 +371,24 @@ def test_full_batch_descent_reaches_the_optimum_of_the_synchronous_run(
         losses[strategy] = made.result["epochs"][-1]["metrics"]["validation_loss"]
     print(losses)
     assert losses["parameter_server"] == pytest.approx(losses["data_parallel"], abs=1e-3)
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+def test_a_schedule_follows_the_global_batches(forked_ranks: None, train: Callable[..., Made], servers: int) -> None:
+    """Of a length that the config gives, however many workers' updates a batch is."""
+    table, batch, epochs = 120, 16, 2
+    schedule = {"name": "OneCycleLR", "total_steps": -(-table // batch) * epochs}
+    strategy = {"name": "parameter_server", "servers": servers}
+    made = train(strategy=strategy, schedule=schedule, **SETTINGS | {"ranks": 5, "epochs": epochs})
+    assert accounted(made) and made.result["epochs"][-1]["exchange"]["updates"] > -(-table // batch)
+
+
+@pytest.mark.parametrize("strategy", ["parameter_server", "backup_workers", "gossip"])
+def test_any_network_is_learned_from_what_is_sent(
+    forked_ranks: None, train: Callable[..., Made], strategy: str
+) -> None:
+    """With a weight that is not contiguous, a layer that not every gradient reaches, and a buffer of large integers."""
+    made = train("tests.networks:Uneven", strategy=strategy, **SETTINGS | {"ranks": 4})
+    assert accounted(made) and not made.result["restarts"]
+    (folder,) = runs_path("tiny").glob("train/*")
+    assert int(Saved(checkpoints(folder)[-1]).tensor("model.salt")) == 2654435761

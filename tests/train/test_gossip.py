@@ -3,6 +3,8 @@
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,9 @@ from hypothesis import strategies as st
 
 from pipelines.errors import TrainingError
 from pipelines.stage import Made
+from pipelines.stream import Batch
+from pipelines.train.elastic.gossip import GossipWorker
+from pipelines.train.elastic.ledger import Lease
 from pipelines.train.elastic.pushsum import Parcel, PushSum, neighbour
 
 SETTINGS = {
@@ -193,3 +198,23 @@ def test_a_stopped_peer_does_not_set_the_pace(
     began = time.monotonic()
     made = train(**SETTINGS | {"timeout_s": 240})
     assert accounted(made) and time.monotonic() - began < 100, "half the limit without a sign of life"
+
+
+def test_each_row_that_is_learned_again_is_told(
+    forked_ranks: None, train: Callable[..., Made], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What a slow peer learns while others do its parts: to the end of the run."""
+    entry = GossipWorker._entry
+
+    def written(self: GossipWorker, batch: Batch, lease: Lease, learned: dict[str, Any]) -> dict[str, Any]:
+        with (tmp_path / f"learned-{self.rank}").open("a") as file:
+            file.write(f"{batch.rows}\n")
+        time.sleep(0.05 if self.rank == 2 else 0.005)
+        return entry(self, batch, lease, learned)
+
+    monkeypatch.setattr(GossipWorker, "_entry", written)
+    made = train(**SETTINGS | {"epochs": 6})
+    assert accounted(made)
+    learned = sum(int(rows) for path in tmp_path.glob("learned-*") for rows in path.read_text().split())
+    told = [epoch["exchange"]["repeated_rows"] for epoch in made.result["epochs"]]
+    assert sum(told) == learned - 6 * 120

@@ -34,7 +34,8 @@ class Chief(Trainer, ABC):
         super().__init__(job, device)
         self._run_id, self._lock = uuid.uuid4().hex, threading.Condition()
         self._ledger: Ledger | None = None
-        self._sums, self._repeated_rows, self._is_over = Sums(), 0, False
+        self._sums, self._is_over = Sums(), False
+        self._repeated_rows = self._told_rows = 0  # of the epoch; those that its figures told
         self._times: dict[int, RankTimes] = {}
         self._journal = _Journal(job)
 
@@ -92,7 +93,10 @@ class Chief(Trainer, ABC):
         self._checkpoints.start(self.loader.step)
         with self._lock:
             self._begin()
-            self._repeated_rows = self._journal.lost(epoch, before.rows)
+            self._times.clear()
+            self._repeated_rows += self._journal.repeated(epoch, before.rows) - self._told_rows
+            self._told_rows = 0
+            self._journal.note(epoch, before.rows, self._repeated_rows)
             self._sums, ledger = before, Ledger.of(left) if left else Ledger(epoch, groups, steps)
             self._ledger = ledger
         seen = -1
@@ -123,6 +127,7 @@ class Chief(Trainer, ABC):
         return self._ledger.state() if self._ledger and self.loader.step else None
 
     def _exchange_figures(self) -> dict[str, float]:
+        self._told_rows = self._repeated_rows  # what is noted too late for them is the next epoch's
         return {"repeated_rows": self._repeated_rows}
 
     def _waits(self, ranks: list[RankTimes]) -> str:
@@ -164,6 +169,18 @@ class Chief(Trainer, ABC):
             self._lock.notify_all()
             return self._answer({"state": "taken", "end": ledger.end_of(number)}, message)
 
+    def _repeat(self, rows: int) -> None:
+        """Rows were learned that another had noted."""
+        self._repeated_rows += rows
+        if self._ledger is not None:
+            self._journal.note(self._ledger.epoch, self._sums.rows, self._repeated_rows)
+
+    @property
+    def _steps_done(self) -> int:
+        """Global batches of the run that are noted."""
+        assert self._ledger is not None, "there is an epoch"
+        return self._ledger.epoch * self._ledger.steps + self._ledger.done // self._ledger.groups
+
     def _answer(self, header: dict[str, Any], message: Message) -> Message:
         return Message(header | {"run": self._run_id})
 
@@ -175,25 +192,25 @@ class Chief(Trainer, ABC):
             loss=sums.loss + asked["loss"],
             score=sums.score + asked["score"],
         )
-        self._journal.note(asked["epoch"], self._sums.rows)
+        self._journal.note(asked["epoch"], self._sums.rows, self._repeated_rows)
 
 
 class _Journal:
-    """How many rows of which epoch are noted, by the file that outlives a killed chief."""
+    """How many rows of which epoch are noted, and how many repeated, by the file that outlives a killed chief."""
 
-    _FORMAT = struct.Struct("<qq")
+    _FORMAT = struct.Struct("<qqq")
 
     def __init__(self, job: TrainJob) -> None:
         self._file = os.open(job.folder / "noted", os.O_RDWR | os.O_CREAT, 0o644)
 
-    def note(self, epoch: int, rows: int) -> None:
+    def note(self, epoch: int, rows: int, repeated: int) -> None:
         """So many by now."""
-        os.pwrite(self._file, self._FORMAT.pack(epoch, rows), 0)
+        os.pwrite(self._file, self._FORMAT.pack(epoch, rows, repeated), 0)
 
-    def lost(self, epoch: int, rows: int) -> int:
-        """Rows of the epoch that were noted beyond those that a checkpoint has: they are trained on again."""
+    def repeated(self, epoch: int, rows: int) -> int:
+        """Rows of the epoch that are trained on again: those so far, and those noted beyond what a checkpoint has."""
         content = os.pread(self._file, self._FORMAT.size, 0)
         if len(content) < self._FORMAT.size:
             return 0
-        noted_epoch, noted = self._FORMAT.unpack(content)
-        return max(0, noted - rows) if noted_epoch == epoch else 0
+        noted_epoch, noted, repeated = self._FORMAT.unpack(content)
+        return int(repeated + max(0, noted - rows)) if noted_epoch == epoch else 0

@@ -29,6 +29,7 @@ from pipelines.train.job import TrainJob
 from pipelines.train.loop import Trainer
 
 ANSWER_S = 10.0  # in which a peer pauses its sends, or is silent
+LATE_S = 5.0  # at an epoch's end, for what peers have to note
 NOTED_AT_ONCE = 8  # parts of a peer, at most
 SEND_S, SEND_BYTES_PER_S = 5.0, 1e6  # what takes longer than that much and its size at that rate has failed
 FATES = ("sent", "refused", "failed", "skipped")  # of a peer's sends
@@ -42,10 +43,13 @@ class GossipChief(Chief):
         self._peers = {rank: Peer(job.folder, 0, rank) for rank in range(1, job.train.ranks)}
         self._sends, self._error, self._weight = Counter[str](), 0.0, 0.0
         self._silent: set[int] = set()  # peers that did not answer, until they call again
+        self._idle: set[int] = set()  # peers that wait for work: all that they learned is noted
         self._has_noted = self._is_lost = False
+        self._gathers = 0
 
     def _begin(self) -> None:
         self._sends = Counter()
+        self._idle.clear()
 
     def _look(self) -> None:
         if self._is_lost:
@@ -54,7 +58,11 @@ class GossipChief(Chief):
     @torch.no_grad()
     def _gather(self) -> None:
         """The network is the average by weights, with the optimizer's state of one of the peers."""
+        if self._ledger and self._ledger.is_complete:
+            with self._lock:  # what peers still have to note was learned twice
+                self._lock.wait_for(lambda: self._idle >= self._times.keys() - self._silent, LATE_S)
         parcels = self._parcels()
+        self._gathers += 1
         self._weight = sum(parcel.weight for parcel in parcels)
         held = self.strategy.held()
         for name, tensor in held.items():
@@ -71,7 +79,8 @@ class GossipChief(Chief):
         """What the peers hold that are there, once there is one."""
         until = time.monotonic() + self.train.timeout_s
         while True:
-            there = {rank: peer for rank, peer in self._peers.items() if self._paused(rank, peer) is not None}
+            number = self._gathers + 1
+            there = {rank: peer for rank, peer in self._peers.items() if self._paused(rank, peer, number) is not None}
             parcels: list[Parcel] = []
             for rank, peer in there.items():
                 answer = _state_of(peer, self, is_whole=not parcels)
@@ -88,12 +97,15 @@ class GossipChief(Chief):
                 raise TrainingError(f"wanted a peer that holds the network, seen none for {self.train.timeout_s} s")
             time.sleep(LOOK_EVERY_S)
 
-    def _paused(self, rank: int, peer: Peer) -> Message | None:
-        """Have a peer pause its sends, if it is there and not stopped."""
-        answer = None if rank in self._silent else _ask_if_there(peer, "pause", {}, ANSWER_S)
-        if answer is None:
-            self._silent.add(rank)
-        return answer
+    def _paused(self, rank: int, peer: Peer, number: int) -> Message | None:
+        """Have a peer pause its sends until so many gathers are done, if it is there and not stopped."""
+        while rank not in self._silent:
+            answer = _ask_if_there(peer, "pause", {"number": number}, ANSWER_S)
+            if answer is None:
+                self._silent.add(rank)
+            elif answer.header["is_settled"]:
+                return answer
+        return None
 
     def _lease(self, rank: int, message: Message) -> Message:
         """A new peer that found no other, while parts are done: what was learned from them may be lost."""
@@ -102,10 +114,18 @@ class GossipChief(Chief):
         if is_late and message.header["is_new"] and not self._is_held_but_by(rank):
             self._is_lost = True
             return Message({"state": "wait"})
-        return super()._lease(rank, message)
+        answer = super()._lease(rank, message)
+        with self._lock:
+            if answer.header["state"] == "wait":
+                self._idle.add(rank)
+                self._lock.notify_all()
+            else:
+                self._idle.discard(rank)
+        return answer
 
     def _is_held_but_by(self, rank: int) -> bool:
-        answers = [self._paused(other, Peer(self.job.folder, 0, other)) for other in self._peers if other != rank]
+        others = {other: Peer(self.job.folder, 0, other) for other in self._peers if other != rank}
+        answers = [self._paused(other, peer, self._gathers) for other, peer in others.items()]
         return any(answer is not None and not answer.header["is_new"] for answer in answers)
 
     def _note(self, rank: int, message: Message) -> Message:
@@ -117,14 +137,12 @@ class GossipChief(Chief):
                 self._has_noted |= answer.header["state"] == "taken"
                 self._sends.update(part["sends"])
                 if answer.header["state"] == "lost":
-                    self._repeated_rows += part["rows"]
+                    self._repeat(part["rows"])
         return answer
 
     def _answer(self, header: dict[str, Any], message: Message) -> Message:
-        """With the steps of the whole run that are done."""
-        assert self._ledger is not None, "there is an epoch"
-        steps = self._ledger.epoch * self._ledger.steps + self._ledger.done // self._ledger.groups
-        return super()._answer(header | {"steps": steps}, message)
+        """With the steps of the whole run that are done, and how often all was gathered."""
+        return super()._answer(header | {"steps": self._steps_done, "gathers": self._gathers}, message)
 
     def _verdict(self, ranks: list[RankTimes]) -> str:
         sends = self._sends
@@ -151,6 +169,7 @@ class GossipWorker(Worker):
         averaged = {name: tensor for name, tensor in self.strategy.held().items() if tensor.is_floating_point()}
         self._average = PushSum(rank, peers, averaged, self._deliver)
         self._lock = threading.Lock()  # around what changes the network
+        self._paused_until = 0  # gathers of the chief's
         self._is_new = True  # until the chief knows that this network is one of the run's
         self._book = ThreadPoolExecutor(1)  # has parts noted while the next ones are computed
         self._noting: Future[tuple[str, int]] | None = None
@@ -187,8 +206,10 @@ class GossipWorker(Worker):
 
     def _take_in(self, answer: Message) -> None:
         """The learning rate follows the run, not this peer's own steps, which are more where others are lost."""
-        self._is_new = self._average.is_paused = False
+        self._is_new = False
         with self._lock:
+            if answer.header["run"] != self._run_id or answer.header["gathers"] >= self._paused_until:
+                self._average.is_paused = False
             while self.schedule is not None and self.schedule.last_epoch < answer.header["steps"]:
                 self.schedule.step()
 
@@ -250,9 +271,9 @@ class GossipWorker(Worker):
     def _pause(self, _: int, message: Message) -> Message:
         """Send nothing until the chief gives out work again, so that what all hold can be added up."""
         with self._lock:
-            self._average.is_paused = True
-        self._average.settle(ANSWER_S / 2)
-        return Message({"is_new": self._is_new})
+            self._average.is_paused, self._paused_until = True, message.header["number"]
+        is_settled = self._average.settle(ANSWER_S / 2)
+        return Message({"is_new": self._is_new, "is_settled": is_settled})
 
     def _state(self, _: int, message: Message) -> Message:
         """What this peer holds by now; with the optimizer's state where the `whole` is wanted."""

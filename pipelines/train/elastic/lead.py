@@ -18,6 +18,7 @@ from pipelines.errors import ConfigError
 from pipelines.train import checkpoint
 from pipelines.train.diagnosis import RankTimes
 from pipelines.train.elastic.chief import Chief, LostWeights
+from pipelines.train.elastic.ledger import Ledger
 from pipelines.train.elastic.store import Store, names_by_server
 from pipelines.train.elastic.wire import Message, Peer
 from pipelines.train.job import TrainJob
@@ -80,7 +81,9 @@ class LeadServer(Chief):
                 "groups": groups,
                 "schedule": schedule,
                 "total_steps": self.total_steps,
+                "steps": len(self.loader),
                 "epoch": self.loader.epoch,
+                "noted": Ledger.of(ledger).done if ledger else 0,
                 "done": ledger.get("ahead", {}).get(str(rank), []),
             }
             server.call("load", Message(header, tensors), patience_s=self.train.timeout_s)
@@ -146,6 +149,7 @@ class LeadServer(Chief):
             self._update(message.tensors, self._store.version - asked["version"], asked["rows"], norm=asked["norm"])
         else:
             self._gather_step(message.tensors, asked["rows"], is_last=is_last)
+        self._store.schedule_to(self._steps_done)
 
     @property
     def _most_stale(self) -> int:
@@ -167,13 +171,15 @@ class LeadServer(Chief):
             gathered.append((gradients, rows))
         if gathered and (is_last or len(gathered) == self.train.data_ranks):
             total = sum(num for _, num in gathered)
-            shares = [num / total for _, num in gathered]
-            mean = {
-                name: torch.stack([part[name] * share for (part, _), share in zip(gathered, shares, strict=True)]).sum(
-                    0
-                )
-                for name in gathered[0][0]
-            }
+            mean: dict[str, Tensor] = {}
+            for part, num in gathered:  # a network may leave parameters without a gradient for some rows
+                for name, tensor in part.items():
+                    if not tensor.is_floating_point():
+                        mean.setdefault(name, tensor)
+                    elif name in mean:
+                        mean[name] = mean[name] + tensor * (num / total)
+                    else:
+                        mean[name] = tensor * (num / total)
             self._exchange.gathered = []
             self._update(mean, 0, total)
 

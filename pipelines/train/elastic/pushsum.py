@@ -111,10 +111,9 @@ class PushSum:
             counts, self._counts = self._counts, Counter()
         return dict(counts)
 
-    def settle(self, timeout_s: float) -> None:
-        """Wait until no parcel of this peer's is on its way."""
-        if (sending := self._sending) is not None:
-            wait([sending], timeout_s)
+    def settle(self, timeout_s: float) -> bool:
+        """Wait until no parcel of this peer's is on its way; whether that came about."""
+        return (sending := self._sending) is None or sending in wait([sending], timeout_s).done
 
     @torch.no_grad()
     def snapshot(self) -> Parcel:

@@ -35,6 +35,7 @@ class PartServer:
         self._lock, self._run_id, self._ticks = threading.Lock(), "", 0
         self._store: Store | None = None
         self._epoch, self._done = 0, set[tuple[int, int]]()  # of the epoch, by group and part
+        self._steps, self._noted = 0, 0  # global batches of an epoch; parts that were noted before it was loaded
         answers = {
             "load": ({"server"}, self._load),
             "state": ({"server"}, self._state),
@@ -51,7 +52,12 @@ class PartServer:
 
     def place(self) -> Place:
         """What it is at."""
-        return Place(phase="communication", ticks=self._ticks)
+        return Place(phase="communication", epoch=self._epoch, step=self._step, ticks=self._ticks)
+
+    @property
+    def _step(self) -> int:
+        """Global batches of the epoch that are done."""
+        return (self._noted + len(self._done)) // self._job.train.data_ranks
 
     def _load(self, _: int, message: Message) -> Message:
         """Begin anew with what the chief gives."""
@@ -67,11 +73,11 @@ class PartServer:
             checkpoint.put_back_optimizer(state, asked["groups"], held, optimizer)
             if schedule is not None:
                 schedule.load_state_dict(asked["schedule"])  # the chief's, which had not noted what is done here
-                for _ in asked["done"]:
-                    schedule.step()
             self._optimizer, self._run_id = optimizer, asked["run"]
             self._epoch, self._done = asked["epoch"], set(map(tuple, asked["done"]))
+            self._steps, self._noted = asked["steps"], asked["noted"]
             self._store = Store(held, optimizer, schedule, self._job.train.clip_grad_norm)
+            self._store.schedule_to(self._epoch * self._steps + self._step)
         return Message({})
 
     def _state(self, _: int, message: Message) -> Message:
@@ -96,7 +102,7 @@ class PartServer:
             if self._store is None or asked["run"] != self._run_id or epoch < self._epoch:
                 return Message({"state": "lost"})
             if epoch > self._epoch:
-                self._epoch, self._done = epoch, set()
+                self._epoch, self._done, self._noted = epoch, set(), 0
             if part in self._done:
                 return self._answer("taken", asked)
             staleness = self._store.version - asked["version"]
@@ -104,6 +110,7 @@ class PartServer:
                 return self._answer("stale", asked)
             self._store.update(message.tensors, scale=scale(self._options, staleness), norm=asked["norm"])
             self._done.add(part)
+            self._store.schedule_to(self._epoch * self._steps + self._step)
             self._ticks += 1
             return self._answer("taken", asked)
 

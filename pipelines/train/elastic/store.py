@@ -16,7 +16,7 @@ class Store:
     Args:
         held: Parameters and buffers, by name.
         optimizer: Moves the parameters.
-        schedule: Steps with each update.
+        schedule: Of the learning rate.
         clip_grad_norm: The norm to which gradients are clipped, if any.
 
     Attributes:
@@ -54,11 +54,14 @@ class Store:
             whole = nn.utils.get_total_norm(moves.values()) if norm is None else torch.tensor(norm * scale)
             nn.utils.clip_grads_with_norm_(moved, self._clip, whole)
         self._optimizer.step()
-        if self._schedule is not None:
-            self._schedule.step()
         for tensor in moved:
             tensor.grad = None
         self.version += 1
+
+    def schedule_to(self, step: int) -> None:
+        """Have the learning rate that is due once so many global batches of the run are done, in however many updates."""
+        while self._schedule is not None and self._schedule.last_epoch < step:
+            self._schedule.step()
 
     def weights(self) -> dict[str, Tensor]:
         """As they are now, copied."""

@@ -32,7 +32,8 @@ class Message(NamedTuple):
 
     def to_bytes(self) -> bytes:
         """safetensors, with the header among its metadata."""
-        return safetensors.torch.save(dict(self.tensors), metadata={"header": json.dumps(self.header)})
+        tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}  # it takes no others
+        return safetensors.torch.save(tensors, metadata={"header": json.dumps(self.header)})
 
     @classmethod
     def of(cls, content: bytes) -> "Message":
