@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from pipelines.models.build import build_network
 from pipelines.stage import Made
 from pipelines.train import checkpoint
 from pipelines.train.checkpoint import Saved
-from pipelines.train.elastic import server
+from pipelines.train.elastic import server, wire
 from pipelines.train.elastic.certificates import Identity, issue
 from pipelines.train.elastic.chief import Chief, _Journal
 from pipelines.train.elastic.ledger import Lease, Ledger
@@ -197,6 +198,25 @@ def test_a_killed_worker_costs_only_itself(
     assert sum(epoch["exchange"]["repeated_rows"] for epoch in made.result["epochs"]) == 0, "what counts is applied"
     if not restarts:
         assert made.result["epochs"][-1]["ranks"][2]["sent_bytes"] == 0, "nothing in an epoch in which it is gone"
+
+
+@pytest.mark.parametrize(
+    ("local_world", "master", "wanted"),
+    [("2", "rank0.example", "127.0.0.1"), ("1", "rank0.example", "10.0.0.5"), ("1", "127.0.0.1", "127.0.0.1")],
+)
+def test_a_machine_that_is_loopback_to_itself_is_found_by_others(
+    monkeypatch: pytest.MonkeyPatch, local_world: str, master: str, wanted: str
+) -> None:
+    """As Debian has it in /etc/hosts, where rank 0's machine is asked for its own name."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", local_world)
+    monkeypatch.setenv("MASTER_ADDR", master)
+    found = (socket.AF_INET, socket.SOCK_DGRAM, 17, "", ("127.0.1.1", 9))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [found])
+    monkeypatch.setattr(
+        wire, "_own_on_the_way_to", lambda host, _: "127.0.0.1" if host.startswith("127.") else "10.0.0.5"
+    )
+    assert wire._own_host() == wanted
 
 
 def test_rows_that_are_lost_again_and_again_are_all_told(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Messages between ranks: gRPC with mutual TLS, whose bytes are safetensors with a JSON header. Never pickle."""
 
+import contextlib
 import json
 import os
 import socket
@@ -21,6 +22,7 @@ from pipelines.train.elastic.certificates import Identity, name_of, who
 
 _SERVICE = "/headrace/"
 _OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+_ANY_HOST, _ANY_PORT = "192.0.2.1", 9  # RFC 5737: an address that is nobody's
 _CALLERS = 32  # calls that a server answers at once: each worker has one
 
 
@@ -191,7 +193,21 @@ def _why(error: Exception, code: grpc.StatusCode) -> str:
 
 
 def _own_host() -> str:
-    """The address of this machine on the way to rank 0's, which launchers name in MASTER_ADDR."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((os.environ.get("MASTER_ADDR", "127.0.0.1"), 9))  # sends nothing
+    """The address of this machine on the way to rank 0's, which launchers name in MASTER_ADDR.
+
+    A machine may know its own name by a loopback address, which no other machine reaches.
+    """
+    master = os.environ.get("MASTER_ADDR", "127.0.0.1")
+    family, _, _, _, (host, *_) = socket.getaddrinfo(master, _ANY_PORT, type=socket.SOCK_DGRAM)[0]
+    own = _own_on_the_way_to(str(host), family)
+    has_others = os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE")
+    if own.startswith("127.") and has_others and not master.startswith(("127.", "localhost")):
+        with contextlib.suppress(OSError):  # it has no way out
+            own = _own_on_the_way_to(_ANY_HOST, socket.AF_INET)
+    return f"[{own}]" if ":" in own else own
+
+
+def _own_on_the_way_to(host: str, family: int) -> str:
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, _ANY_PORT))  # sends nothing
         return str(probe.getsockname()[0])
