@@ -5,7 +5,6 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from pipelines.lake import Contract
 from pipelines.models.gpt import GPT
@@ -145,21 +144,6 @@ class Uneven(nn.Module):
         """Logits."""
         logits: Tensor = x_BW.float() @ self.weight
         return logits if self.training and torch.rand(()) < 0.5 else logits + self.sometimes(x_BW.float())
-
-
-class Hungry(nn.Module):
-    """What one device has no room for, unless it is sharded."""
-
-    def __init__(self, contract: Contract, outputs: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(contract.inputs[0].width, outputs)
-
-    def forward(self, x_BW: Tensor) -> Tensor:
-        """Logits."""
-        if self.training and not isinstance(self, FSDPModule):
-            raise torch.OutOfMemoryError("planted")
-        logits: Tensor = self.linear(x_BW.float())
-        return logits
 
 
 class Normalized(nn.Module):

@@ -39,18 +39,20 @@ def submit(cluster: Path, tmp_path: Path, session_lake: Path) -> Submit:
 
 @pytest.mark.cluster
 def test_the_chain_on_a_standalone_cluster(submit: Submit, tmp_path: Path) -> None:
-    dealt: set[str] = set()
+    dealt: dict[str, str | None] = {}  # by rank
 
     def rank() -> psutil.Process | None:
         found = children_that(lambda command: WORKER in command)
         for process in found:
             with contextlib.suppress(psutil.Error):
-                dealt.add(process.environ()["CUDA_VISIBLE_DEVICES"])
-        return found[0] if dealt else None
+                environment = process.environ()
+                if "LOCAL_RANK" in environment:
+                    dealt[environment["RANK"]] = environment.get("CUDA_VISIBLE_DEVICES")
+        return found[0] if len(dealt) == 2 else None
 
     with killed_at(math.inf, rank):
         receipts = submit("run", "conf/digits.yaml", "train.epochs=2", "gate.require={}", "classic=[]")
-    assert dealt and dealt <= {"5", "7"}, "GPUs that Spark dealt to the ranks"
+    assert dealt.keys() == {"0", "1"} and set(dealt.values()) <= {"5", "7"}, "GPUs that Spark dealt to the ranks"
     train = receipts["features"]["result"]["snapshots"]["train"]
     for epoch in receipts["train"]["result"]["epochs"]:
         assert (epoch["rows"], epoch["row_id_sum"]) == (train["rows"], train["row_id_sum"])

@@ -111,8 +111,11 @@ class Programme:
 
     @property
     def cost_scale(self) -> float:
-        """What costs are measured in for HiGHS, whose tolerances are absolute: the largest."""
-        return float(np.abs(self.cost).max()) or 1.0
+        """What costs are measured in for HiGHS, whose tolerances are absolute: the dearest of the tasks' cheapest.
+
+        Not the dearest of all, which may stand for what must not be, and is taken by no good assignment.
+        """
+        return float(np.abs(self.cost.min(axis=0)).max()) or float(np.abs(self.cost).max()) or 1.0
 
     def scaled(self) -> "Programme":
         """The same in numbers around 1: costs over `cost_scale`, capacities of 1."""

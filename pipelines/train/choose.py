@@ -71,10 +71,6 @@ def choose(job: TrainJob, device: torch.device, clock: StepClock) -> Choice:
             except ConfigError as error:  # on all ranks alike
                 told.append(f"{name} does not fit: wanted {str(error).rpartition('wanted ')[2]}")
                 continue
-            except torch.OutOfMemoryError:  # activations, which `held_mb` does not know; ranks hold the same
-                torch.cuda.empty_cache()
-                told.append(f"{name} does not fit: out of memory")
-                continue
             tried[name] = (step_s, strategy)
             fastest = min(fastest, step_s)
             told.append(f"{name} {1e3 * step_s:,.1f} ms")

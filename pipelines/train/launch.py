@@ -273,13 +273,13 @@ def _run_torch_distributor(config: Config, job_path: Path, log: Path) -> None:
 
 
 def _uses_gpu(device: str, dealt: str) -> bool:
-    """Whether a cluster's tasks are to see the GPUs that Spark deals to them; otherwise they see none."""
-    if device == "cuda" and not int(dealt):
+    """Whether a cluster's tasks are to see the GPU that Spark deals to each; otherwise they see none."""
+    if device == "cuda" and float(dealt) != 1:
         raise ConfigError(
-            f"train.device: cuda: wanted {_GPUS} in {session.properties_file() or 'the properties of spark-submit'}, without "
-            "which a rank on a cluster gets no GPU; seen none (docs/gpu.md)"
+            f"train.device: cuda: wanted {_GPUS} 1 in {session.properties_file() or 'the properties of spark-submit'}, by "
+            f"which each rank on a cluster gets its GPU; seen {dealt} (docs/gpu.md)"
         )
-    return device != "cpu" and int(dealt) > 0
+    return device != "cpu" and float(dealt) == 1
 
 
 def _run_torchrun(config: Config, job_path: Path, log: Path) -> None:

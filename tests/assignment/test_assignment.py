@@ -42,12 +42,14 @@ def everything(cost: Matrix) -> list[tuple[int, ...]]:
     st.one_of(st.none(), st.integers(4, 40)),
     st.integers(0, 2),
     st.sampled_from([1.0, 1e-9, 1e9, 3e12]),
+    st.sampled_from([0, 1e3, 1e7, 1e12]),
 )
 def test_against_everything(
-    shape: tuple[int, int, int], minimize: str, capacity: int | None, at_least: int, unit: float
+    shape: tuple[int, int, int], minimize: str, capacity: int | None, at_least: int, unit: float, forbidden: float
 ) -> None:
-    """In seconds and in nanoseconds, in bytes and in gigabytes."""
+    """In seconds and in nanoseconds, in bytes and in gigabytes; and where a cost says that an agent must not."""
     cost, use = case(shape), case(shape, more_seed=1)
+    cost += forbidden * (case(shape, more_seed=2) > 15)
     limits = None if capacity is None else [float(capacity)] * len(cost)
     of = {"makespan": max, "sum": sum}[minimize]
     allowed = [

@@ -131,17 +131,12 @@ def test_another_number_of_ranks_goes_on_with_the_same_job(
     assert "went on from the checkpoint at epoch 2, step 0" in made.lines
 
 
-def test_who_wants_gpus_of_a_cluster_that_deals_none_is_told() -> None:
-    with pytest.raises(
-        ConfigError, match=r"train.device: cuda: wanted spark.task.resource.gpu.amount in \S+, .*seen none"
-    ):
-        launch._uses_gpu("cuda", "0")
-    assert [launch._uses_gpu(device, dealt) for device in ("auto", "cpu") for dealt in ("0", "1")] == [
-        False,
-        True,
-        False,
-        False,
-    ]
+@pytest.mark.parametrize("dealt", ["0", "0.5", "2"])
+def test_who_wants_gpus_of_a_cluster_that_does_not_deal_one_a_rank_is_told(dealt: str) -> None:
+    wanted = rf"train.device: cuda: wanted spark.task.resource.gpu.amount 1 in \S+, .*seen {re.escape(dealt)} "
+    with pytest.raises(ConfigError, match=wanted):
+        launch._uses_gpu("cuda", dealt)
+    assert not launch._uses_gpu("auto", dealt) and launch._uses_gpu("auto", "1") and not launch._uses_gpu("cpu", "1")
 
 
 def test_ranks_that_never_start_are_ended(

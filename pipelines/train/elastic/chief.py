@@ -128,7 +128,7 @@ class Chief(Trainer, ABC):
 
     def _exchange_figures(self) -> dict[str, float]:
         self._told_rows = self._repeated_rows  # what is noted too late for them is the next epoch's
-        return {"repeated_rows": self._repeated_rows}
+        return {"repeated_rows": self._told_rows}
 
     def _waits(self, ranks: list[RankTimes]) -> str:
         busiest = max(ranks[num_servers(self.train.strategy) :], key=lambda times: times.busy)

@@ -43,13 +43,13 @@ class GossipChief(Chief):
         self._peers = {rank: Peer(job.folder, 0, rank) for rank in range(1, job.train.ranks)}
         self._sends, self._error, self._weight = Counter[str](), 0.0, 0.0
         self._silent: set[int] = set()  # peers that did not answer, until they call again
-        self._idle: set[int] = set()  # peers that wait for work: all that they learned is noted
+        self._busy: set[int] = set()  # peers that have work, and may have to note what they learned
         self._has_noted = self._is_lost = False
         self._gathers = 0
 
     def _begin(self) -> None:
         self._sends = Counter()
-        self._idle.clear()
+        self._busy.clear()
 
     def _look(self) -> None:
         if self._is_lost:
@@ -60,7 +60,7 @@ class GossipChief(Chief):
         """The network is the average by weights, with the optimizer's state of one of the peers."""
         if self._ledger and self._ledger.is_complete:
             with self._lock:  # what peers still have to note was learned twice
-                self._lock.wait_for(lambda: self._idle >= self._times.keys() - self._silent, LATE_S)
+                self._lock.wait_for(lambda: self._busy <= self._silent, LATE_S)
         parcels = self._parcels()
         self._gathers += 1
         self._weight = sum(parcel.weight for parcel in parcels)
@@ -99,11 +99,12 @@ class GossipChief(Chief):
 
     def _paused(self, rank: int, peer: Peer, number: int) -> Message | None:
         """Have a peer pause its sends until so many gathers are done, if it is there and not stopped."""
+        until = time.monotonic() + ANSWER_S
         while rank not in self._silent:
-            answer = _ask_if_there(peer, "pause", {"number": number}, ANSWER_S)
+            answer = _ask_if_there(peer, "pause", {"run": self._run_id, "number": number}, ANSWER_S)
             if answer is None:
                 self._silent.add(rank)
-            elif answer.header["is_settled"]:
+            elif answer.header["is_settled"] or time.monotonic() > until:
                 return answer
         return None
 
@@ -116,11 +117,11 @@ class GossipChief(Chief):
             return Message({"state": "wait"})
         answer = super()._lease(rank, message)
         with self._lock:
-            if answer.header["state"] == "wait":
-                self._idle.add(rank)
-                self._lock.notify_all()
+            if answer.header["state"] == "work":
+                self._busy.add(rank)
             else:
-                self._idle.discard(rank)
+                self._busy.discard(rank)
+                self._lock.notify_all()
         return answer
 
     def _is_held_but_by(self, rank: int) -> bool:
@@ -169,7 +170,7 @@ class GossipWorker(Worker):
         averaged = {name: tensor for name, tensor in self.strategy.held().items() if tensor.is_floating_point()}
         self._average = PushSum(rank, peers, averaged, self._deliver)
         self._lock = threading.Lock()  # around what changes the network
-        self._paused_until = 0  # gathers of the chief's
+        self._paused_until = ("", 0)  # so many gathers of a run of the chief's
         self._is_new = True  # until the chief knows that this network is one of the run's
         self._book = ThreadPoolExecutor(1)  # has parts noted while the next ones are computed
         self._noting: Future[tuple[str, int]] | None = None
@@ -208,7 +209,8 @@ class GossipWorker(Worker):
         """The learning rate follows the run, not this peer's own steps, which are more where others are lost."""
         self._is_new = False
         with self._lock:
-            if answer.header["run"] != self._run_id or answer.header["gathers"] >= self._paused_until:
+            run, gathers = self._paused_until
+            if answer.header["run"] != run or answer.header["gathers"] >= gathers:
                 self._average.is_paused = False
             while self.schedule is not None and self.schedule.last_epoch < answer.header["steps"]:
                 self.schedule.step()
@@ -271,7 +273,9 @@ class GossipWorker(Worker):
     def _pause(self, _: int, message: Message) -> Message:
         """Send nothing until the chief gives out work again, so that what all hold can be added up."""
         with self._lock:
-            self._average.is_paused, self._paused_until = True, message.header["number"]
+            run, number = message.header["run"], message.header["number"]
+            before = self._paused_until[1] if self._paused_until[0] == run else 0
+            self._average.is_paused, self._paused_until = True, (run, max(before, number))
         is_settled = self._average.settle(ANSWER_S / 2)
         return Message({"is_new": self._is_new, "is_settled": is_settled})
 

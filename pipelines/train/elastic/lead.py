@@ -86,7 +86,8 @@ class LeadServer(Chief):
                 "noted": Ledger.of(ledger).done if ledger else 0,
                 "done": ledger.get("ahead", {}).get(str(rank), []),
             }
-            server.call("load", Message(header, tensors), patience_s=self.train.timeout_s)
+            answer = server.call("load", Message(header, tensors), patience_s=self.train.timeout_s)
+            self._traffic[rank] = Traffic(*answer.header["traffic"])
         return found
 
     def _begin(self) -> None:
@@ -124,7 +125,7 @@ class LeadServer(Chief):
     def _rank_times(self, mine: RankTimes) -> list[RankTimes]:
         ranks = super()._rank_times(mine)
         for rank, total in self._traffic.items():
-            sent, received = total.since(self._traffic_before.get(rank, Traffic()))
+            sent, received = total.since(self._traffic_before[rank])
             ranks[rank] = ranks[rank].model_copy(update={"sent_bytes": sent, "received_bytes": received})
         return ranks
 

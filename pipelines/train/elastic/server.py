@@ -78,7 +78,7 @@ class PartServer:
             self._steps, self._noted = asked["steps"], asked["noted"]
             self._store = Store(held, optimizer, schedule, self._job.train.clip_grad_norm)
             self._store.schedule_to(self._epoch * self._steps + self._step)
-        return Message({})
+        return Message({"traffic": traffic()})
 
     def _state(self, _: int, message: Message) -> Message:
         with self._lock:

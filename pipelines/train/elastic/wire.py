@@ -1,6 +1,7 @@
 """Messages between ranks: gRPC with mutual TLS, whose bytes are safetensors with a JSON header. Never pickle."""
 
 import contextlib
+import ipaddress
 import json
 import os
 import socket
@@ -201,7 +202,8 @@ def _own_host() -> str:
     family, _, _, _, (host, *_) = socket.getaddrinfo(master, _ANY_PORT, type=socket.SOCK_DGRAM)[0]
     own = _own_on_the_way_to(str(host), family)
     has_others = os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE")
-    if own.startswith("127.") and has_others and not master.startswith(("127.", "localhost")):
+    is_name = not master.startswith(("127.", "::1", "localhost"))
+    if ipaddress.ip_address(own.partition("%")[0]).is_loopback and has_others and is_name:
         with contextlib.suppress(OSError):  # it has no way out
             own = _own_on_the_way_to(_ANY_HOST, socket.AF_INET)
     return f"[{own}]" if ":" in own else own

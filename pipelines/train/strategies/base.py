@@ -120,7 +120,7 @@ class Strategy:
         outputs, losses = [], []
         for number, part in enumerate(parts):
             with self._exchanging(number + 1 == len(parts)):
-                resting = self._resting(part.rows)
+                resting = self._resting(part.rows, is_short=batch.global_rows < self.train.batch_size)
                 for module in resting:
                     module.eval()
                 self.clock.enter("forward")
@@ -139,11 +139,14 @@ class Strategy:
             return None
         return (outputs[0], losses[0]) if len(outputs) == 1 else (torch.cat(outputs), torch.stack(losses).sum())
 
-    def _resting(self, rows: int) -> list[nn.Module]:
-        """What keeps no batch statistics in a step on so many rows: all where none counts, BatchNorm1d where it is one."""
+    def _resting(self, rows: int, *, is_short: bool) -> list[nn.Module]:
+        """What keeps no batch statistics in a step on so many rows: all where none counts; BatchNorm1d, which torch refuses
+        to take them of one row, where one is left of a short batch.
+        """
         if not rows:
             return [self.network]
-        return [m for m in self.network.modules() if isinstance(m, nn.BatchNorm1d) and m.training] if rows == 1 else []
+        norms = (m for m in self.network.modules() if isinstance(m, nn.BatchNorm1d) and m.training)
+        return list(norms) if rows == 1 and is_short else []
 
     def evaluate(self, batch: Batch, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
         """Outputs and the summed loss of this rank's rows; None where it has none."""
