@@ -17,6 +17,7 @@ from pipelines.assignment.greedy import by_regret, longest_first
 
 Matrix = npt.NDArray[np.float64]
 TIME_LIMIT_S = 10.0
+_MOST_UNITS = 1e4
 _TOLERANCE = 1e-6  # HiGHS's own, by which a number is whole
 
 
@@ -43,8 +44,8 @@ class Assignment:
 
     @property
     def is_optimal(self) -> bool:
-        """Whether it is proven that none is better."""
-        return self.gap <= _TOLERANCE
+        """Whether it is proven that none is better, but for the rounding of HiGHS's sums."""
+        return self.gap <= 10 * _TOLERANCE
 
     def tasks_of(self, agent: int) -> list[int]:
         """The tasks of an agent."""
@@ -109,21 +110,20 @@ class Programme:
         is_whole = bool((self.cost == np.rint(self.cost)).all())
         return float(np.ceil(bound - _TOLERANCE * max(1.0, abs(bound)))) if is_whole else bound
 
-    @property
-    def cost_scale(self) -> float:
-        """What costs are measured in for HiGHS, whose tolerances are absolute: the dearest of the tasks' cheapest.
+    def within(self, most: float) -> npt.NDArray[np.bool_]:
+        """Which agent may do which task where the objective is to be at most that, of shape (agents, tasks)."""
+        least = self.cost if self.minimize == "makespan" else self.simple_bound() + self.cost - self.cost.min(axis=0)
+        return least <= most + _TOLERANCE * abs(most)
 
-        Not the dearest of all, which may stand for what must not be, and is taken by no good assignment.
+    def scaled(self, unit: float) -> "Programme":
+        """The same with costs in that unit, and capacities of 1: HiGHS's tolerances are absolute.
+
+        A cost of very many units counts as of so many, by which what is proven stays below what there is.
         """
-        return float(np.abs(self.cost.min(axis=0)).max()) or float(np.abs(self.cost).max()) or 1.0
-
-    def scaled(self) -> "Programme":
-        """The same in numbers around 1: costs over `cost_scale`, capacities of 1."""
-        unit = np.where(np.isfinite(self.capacity) & (self.capacity > 0), self.capacity, self.use.max(axis=1))
-        unit = np.where(unit > 0, unit, 1.0)
-        return replace(
-            self, cost=self.cost / self.cost_scale, use=self.use / unit[:, None], capacity=self.capacity / unit
-        )
+        room = np.where(np.isfinite(self.capacity) & (self.capacity > 0), self.capacity, self.use.max(axis=1))
+        room = np.where(room > 0, room, 1.0)
+        cost = np.minimum(self.cost / unit, _MOST_UNITS)
+        return replace(self, cost=cost, use=self.use / room[:, None], capacity=self.capacity / room)
 
 
 def makespan(cost: Matrix, agent_of: Sequence[int]) -> float:
@@ -166,11 +166,20 @@ def solve(
     )
     bound = programme.simple_bound()
     found = [agent_of for agent_of in _greedy(programme) if programme.allows(agent_of)]
-    if time_limit_s > 0 and not any(programme.objective(agent_of) <= bound for agent_of in found):
-        exact, proven = _by_highs(programme.scaled(), time_limit_s)
-        proven *= programme.cost_scale
-        bound = max(bound, proven if np.isinf(proven) else programme.raised(proven))
+    unit = float(np.abs(costs.min(axis=0)).max()) or float(np.abs(costs).max()) or 1.0
+    before = np.zeros(costs.shape, dtype=np.bool_)
+    while (left_s := started + time_limit_s - time.monotonic()) > 0:
+        least = min(map(programme.objective, found), default=np.inf)
+        allowed = programme.within(least)
+        if least <= bound or np.array_equal(allowed, before):
+            break
+        exact, proven = _by_highs(programme.scaled(unit), allowed, left_s)
+        if np.isfinite(proven):
+            bound = max(bound, programme.raised(proven * unit))
+        elif not found:
+            bound = max(bound, proven)
         found += [exact] if exact and programme.allows(exact) else []
+        before = allowed
     if not found:
         why = "there is none" if np.isinf(bound) else f"none was found in {time_limit_s:g} s"
         raise ValueError(
@@ -192,7 +201,9 @@ def _greedy(programme: Programme) -> list[list[int]]:
     return found + [agent_of for agent_of in regretted if agent_of is not None]
 
 
-def _by_highs(programme: Programme, time_limit_s: float) -> tuple[list[int] | None, float]:
+def _by_highs(
+    programme: Programme, allowed: npt.NDArray[np.bool_], time_limit_s: float
+) -> tuple[list[int] | None, float]:
     """The best that HiGHS finds and the bound that it proves; infinite where it proves that there is no assignment.
 
     The unknowns are x_ij, row by row, and the makespan behind them (Huangfu & Hall 2018, Parallelizing the dual revised
@@ -201,7 +212,7 @@ def _by_highs(programme: Programme, time_limit_s: float) -> tuple[list[int] | No
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import block_diag, csr_matrix, hstack, identity, kron
 
-    cost, is_makespan = programme.cost, programme.minimize == "makespan"
+    cost, is_makespan = np.where(allowed, programme.cost, 0.0), programme.minimize == "makespan"
     agents, tasks = cost.shape
     nothing, one = csr_matrix((agents, 1)), csr_matrix(np.ones((agents, 1)))
 
@@ -220,7 +231,7 @@ def _by_highs(programme: Programme, time_limit_s: float) -> tuple[list[int] | No
         np.append(np.zeros(cost.size) if is_makespan else cost.ravel(), is_makespan),
         constraints=limits,
         integrality=np.append(np.ones(cost.size), 0),
-        bounds=Bounds(0, np.append(np.ones(cost.size), np.inf if is_makespan else 0)),
+        bounds=Bounds(0, np.append(allowed.ravel().astype(np.float64), np.inf if is_makespan else 0)),
         options={"time_limit": time_limit_s, "mip_rel_gap": 0},
     )
     if found.status == 2:
