@@ -76,8 +76,10 @@ def choose_on_rank(links: Links, job: "TrainJob") -> "Choice":
     import torch
 
     from pipelines.train.choose import choose
+    from pipelines.train.clock import StepClock
 
-    return choose(job, torch.device("cpu"))
+    device = torch.device("cpu")
+    return choose(job, device, StepClock(device))
 
 
 if __name__ == "__main__":
