@@ -250,7 +250,7 @@ def hidden_share(links: Links, job: TrainJob, rate: str) -> float:
         alone = run_ranks(links, 2, sum_buckets, whole[0].buckets, len(steps))
         takes = max(rank.seconds for rank in alone)
         shares.append((max(rank.seconds for rank in without) + takes - max(rank.seconds for rank in whole)) / takes)
-    return statistics.median(shares)
+    return float(statistics.median(shares))
 
 
 def weak_scaling(links: Links, job: TrainJob, strategy: dict[str, Any]) -> float:

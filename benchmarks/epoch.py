@@ -37,7 +37,9 @@ def main() -> int:
     here, there = context.Pipe()
     process = context.Process(target=train, args=(job, there), daemon=True)
     process.start()
-    ours, waited, bare = [], [], []
+    ours: list[float] = []
+    waited: list[float] = []
+    bare: list[float] = []
     assert process.pid is not None
     for turn in [1, *[TURN] * ((EPOCHS - 1) // TURN)]:
         seen = [here.recv() for _ in range(turn)]
@@ -63,6 +65,7 @@ def train(job: "TrainJob", pipe: "Connection[tuple[float, float], None]") -> Non
     """Train as a rank does; after each epoch tell its seconds and data wait share, after a turn stop until continued."""
     import torch
     import torch.distributed as dist
+    from torch._C._distributed_c10d import HashStore
 
     from pipelines.stream.memory import keep_freed_memory
     from pipelines.train.loop import Trainer
@@ -73,7 +76,7 @@ def train(job: "TrainJob", pipe: "Connection[tuple[float, float], None]") -> Non
         if seen.epoch % TURN == 0:
             os.kill(os.getpid(), signal.SIGSTOP)
 
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     keep_freed_memory()
     torch.set_num_threads(default_threads(1))
     Trainer(job, torch.device("cpu")).run(on_epoch)

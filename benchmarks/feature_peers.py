@@ -7,6 +7,7 @@ contract, a Snapshot, a receipt or an MLflow run.
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pyspark.ml import Pipeline
 from pyspark.ml.feature import Imputer, SQLTransformer, StandardScaler, StringIndexer, VectorAssembler
@@ -72,7 +73,7 @@ def by_mllib(spark: SparkSession, config: Config, raw: Path, target: Path) -> No
     filled, logged = [f"filled_{name}" for name in numbers], [f"logged_{name}" for name in numbers]
     indexed = [f"id_{name}" for name in ids]
     logs = ", ".join(f"log1p({a}) AS {b}" for a, b in zip(filled, logged, strict=True))
-    stages = [
+    stages: list[Any] = [
         Imputer(inputCols=numbers, outputCols=filled, strategy="mean"),
         SQLTransformer(statement=f"SELECT *, {logs} FROM __THIS__"),
         VectorAssembler(inputCols=logged, outputCol="logged"),

@@ -121,6 +121,7 @@ def wait(workload: str) -> dict[str, float]:
     """The share of the step time that training on one rank waits for data, the median epoch."""
     import torch
     import torch.distributed as dist
+    from torch._C._distributed_c10d import HashStore
 
     from pipelines.stream.memory import keep_freed_memory
     from pipelines.train.job import EpochResult
@@ -128,7 +129,7 @@ def wait(workload: str) -> dict[str, float]:
     from pipelines.train.worker import default_threads
 
     job = make_job(f"conf/{workload}.yaml", ["train.ranks=1", f"train.epochs={TRIALS + 1}"], lake="epoch")
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     keep_freed_memory()
     torch.set_num_threads(default_threads(1))
     epochs: list[EpochResult] = []

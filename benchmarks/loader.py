@@ -21,7 +21,8 @@ EPOCHS = 5
 
 def rate(reader: str, table: Path, *, epochs: int = EPOCHS, python: str = sys.executable) -> float:
     """Rows per second, the median epoch."""
-    return statistics.median(run("benchmarks.readers", reader, table, epochs, python=python)["rows_per_s"])
+    found: list[float] = run("benchmarks.readers", reader, table, epochs, python=python)["rows_per_s"]
+    return statistics.median(found)
 
 
 def rates_in_turn(names: Sequence[str], table: Path) -> dict[str, float]:
@@ -36,7 +37,7 @@ def rates_in_turn(names: Sequence[str], table: Path) -> dict[str, float]:
 def readers() -> list[Figure]:
     """Rows per second of each loader on each table, and the ratios."""
     pythons = {peer: python_of(peer) for peer in REQUIREMENTS}
-    found = []
+    found: list[Figure] = []
     for name in TABLES:
         table, begin = path_of(name), len(found)
         lists = path_of(name, as_lists=True) if name == "image" else table

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 import torch._dynamo  # what optimizers and DDP import when they are first used
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.links import INTERFACE, Links
@@ -135,7 +136,7 @@ def train_steps(links: Links, job: TrainJob, steps: range) -> Watched:
     except _Enough:
         if isinstance(network := trainer.strategy.parallel, DistributedDataParallel):
             # Those in use, whether or not they were laid out anew.
-            told = network._get_ddp_logging_data()["bucket_sizes"]
+            told = network._get_ddp_logging_data()["bucket_sizes"]  # type: ignore[no-untyped-call]
             trainer.watched.buckets = [int(size) for size in told.split(",")]
         return trainer.watched
     raise ValueError(f"wanted {steps.stop} steps, the epoch has {len(trainer.loader)}")
@@ -160,7 +161,7 @@ def _work_alone(job: TrainJob) -> None:
     rank = dist.get_rank()
     dist.barrier()
     dist.destroy_process_group()
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     if rank:
         worker_of(job.train.strategy)(job, torch.device("cpu"), rank).work()
         signal.pause()

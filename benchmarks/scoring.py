@@ -46,7 +46,7 @@ def log_network() -> tuple["ModelRef", str]:
     )
     contract = fitted.contract(sparse_widths={})
     torch.manual_seed(0)
-    network = Served(build_network(Model(network="mlp", hidden=[64]), contract), contract).eval()
+    network = Served(build_network(Model.model_validate({"network": "mlp", "hidden": [64]}), contract), contract).eval()
     tracking.create_store()
     bundle = Bundle(name="mlp", kind="torch", fitted=fitted, contract=contract)
     with tracking.start_run("scoring", "scoring", parent=None) as run:

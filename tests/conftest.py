@@ -122,7 +122,7 @@ def workload(tmp_path: Path) -> Callable[..., Path]:
         raw.mkdir(exist_ok=True)
         if rows is not None:
             (raw / "rows.csv").write_text(rows)
-        config = {
+        config: dict[str, Any] = {
             "workload": "tiny",
             "source": {
                 "format": "csv",
