@@ -5,6 +5,7 @@ max_i sum_j t_ij x_ij is least (R||Cmax), or the sum of t_ij x_ij; under capacit
 generalized assignment problem. Both are NP-hard, so an answer comes with a bound.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,8 @@ from pipelines.assignment.greedy import by_regret, longest_first
 
 Matrix = npt.NDArray[np.float64]
 TIME_LIMIT_S = 10.0
-_MOST_UNITS = 1e4
+_MODERATE, _MOST_UNITS = 2.0**10, 1e4
+_WHOLE_UP_TO = 2.0**53  # beyond that all numbers are whole
 _TOLERANCE = 1e-6  # HiGHS's own, by which a number is whole
 
 
@@ -44,8 +46,8 @@ class Assignment:
 
     @property
     def is_optimal(self) -> bool:
-        """Whether it is proven that none is better, but for the rounding of HiGHS's sums."""
-        return self.gap <= 10 * _TOLERANCE
+        """Whether it is proven that none is better."""
+        return self.gap <= _TOLERANCE
 
     def tasks_of(self, agent: int) -> list[int]:
         """The tasks of an agent."""
@@ -105,10 +107,10 @@ class Programme:
             return float(cheapest.sum())
         return float(max(cheapest.max(), cheapest.sum() / len(self.cost)))
 
-    def raised(self, bound: float) -> float:
-        """A proven bound, at the next whole number where all costs are whole."""
-        is_whole = bool((self.cost == np.rint(self.cost)).all())
-        return float(np.ceil(bound - _TOLERANCE * max(1.0, abs(bound)))) if is_whole else bound
+    def raised(self, bound: float, allowed: npt.NDArray[np.bool_]) -> float:
+        """A proven bound, at the next number that sums of whole costs can be: a multiple of what all are multiples of."""
+        step = _divisor(self.cost[allowed])
+        return float(step * np.ceil(bound / step - _TOLERANCE * max(1.0, abs(bound / step)))) if step else bound
 
     def within(self, most: float) -> npt.NDArray[np.bool_]:
         """Which agent may do which task where the objective is to be at most that, of shape (agents, tasks)."""
@@ -116,14 +118,30 @@ class Programme:
         return least <= most + _TOLERANCE * abs(most)
 
     def scaled(self, unit: float) -> "Programme":
-        """The same with costs in that unit, and capacities of 1: HiGHS's tolerances are absolute.
+        """The same with costs in that unit, and capacities in units of their own: HiGHS's tolerances are absolute.
 
         A cost of very many units counts as of so many, by which what is proven stays below what there is.
         """
-        room = np.where(np.isfinite(self.capacity) & (self.capacity > 0), self.capacity, self.use.max(axis=1))
-        room = np.where(room > 0, room, 1.0)
-        cost = np.minimum(self.cost / unit, _MOST_UNITS)
-        return replace(self, cost=cost, use=self.use / room[:, None], capacity=self.capacity / room)
+        room = [
+            _unit(use, cap if np.isfinite(cap) else use.max()) for use, cap in zip(self.use, self.capacity, strict=True)
+        ]
+        most = _MOST_UNITS * max(1.0, float(np.abs(self.cost.min(axis=0)).max()) / unit)
+        cost = np.minimum(self.cost / unit, most)
+        return replace(self, cost=cost, use=self.use / np.array(room)[:, None], capacity=self.capacity / room)
+
+
+def _divisor(values: Matrix) -> int:
+    """What all are multiples of; 0 where they are not whole, or larger than what tells whole numbers."""
+    is_whole = bool((values == np.rint(values)).all()) and float(np.abs(values).max(initial=0.0)) <= _WHOLE_UP_TO
+    return (int(np.gcd.reduce(values.astype(np.int64), axis=None)) or 1) if is_whole else 0
+
+
+def _unit(values: Matrix, typical: float) -> float:
+    """By which `typical` is of a moderate size: whole numbers stay whole where they can, others lose no digit by it."""
+    unit = float(_divisor(values))
+    if unit and typical / unit <= _MODERATE:
+        return unit
+    return 2.0 ** math.floor(math.log2(typical / _MODERATE)) if typical > 0 else 1.0
 
 
 def makespan(cost: Matrix, agent_of: Sequence[int]) -> float:
@@ -166,7 +184,7 @@ def solve(
     )
     bound = programme.simple_bound()
     found = [agent_of for agent_of in _greedy(programme) if programme.allows(agent_of)]
-    unit = float(np.abs(costs.min(axis=0)).max()) or float(np.abs(costs).max()) or 1.0
+    unit = _unit(costs, float(np.abs(costs.min(axis=0)).max()) or float(np.abs(costs).max()))
     before = np.zeros(costs.shape, dtype=np.bool_)
     while (left_s := started + time_limit_s - time.monotonic()) > 0:
         least = min(map(programme.objective, found), default=np.inf)
@@ -175,7 +193,7 @@ def solve(
             break
         exact, proven = _by_highs(programme.scaled(unit), allowed, left_s)
         if np.isfinite(proven):
-            bound = max(bound, programme.raised(proven * unit))
+            bound = max(bound, programme.raised(proven * unit, allowed))
         elif not found:
             bound = max(bound, proven)
         found += [exact] if exact and programme.allows(exact) else []

@@ -68,11 +68,12 @@ def test_against_everything(
     assert found.agent_of in allowed
     assert unit * of(loads(cost, found.agent_of)) == pytest.approx(found.objective)
     best = min(of(loads(cost, agent_of)) for agent_of in allowed)
-    assert found.objective == pytest.approx(unit * best, rel=1e-5)
     assert found.lower_bound <= found.objective
-    assert found.is_optimal or best > forbidden > 1e3, (
-        "where there is no way around what must not be, it may be unproven"
-    )
+    if forbidden and best >= forbidden:  # no way around what must not be: all ways are about as bad
+        assert found.objective == pytest.approx(unit * best, rel=1e-5)
+    else:
+        assert found.objective == pytest.approx(unit * best)
+        assert found.is_optimal if unit >= 1 else found.gap < 1e-5, "sums of costs that are not whole are HiGHS's"
     assert sorted(task for agent in range(len(cost)) for task in found.tasks_of(agent)) == list(range(cost.shape[1]))
 
 
