@@ -31,10 +31,7 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def properties(port: int, folder: Path) -> dict[str, str]:
-    gpus = folder / "gpus"
-    gpus.write_text("""#!/bin/sh\necho '{"name": "gpu", "addresses": ["5", "7"]}'\n""")
-    gpus.chmod(0o755)
+def properties(port: int, gpus: Path) -> dict[str, str]:
     return {
         "spark.master": f"spark://127.0.0.1:{port}",
         "spark.authenticate": "true",
@@ -55,15 +52,16 @@ def properties(port: int, folder: Path) -> dict[str, str]:
 @contextlib.contextmanager
 def standalone_cluster(folder: Path, conf: Path, *, cores: int = 1) -> Iterator[Path]:
     """Start the cluster, with so many cores a Worker; gives a properties file for jobs on it, made from `conf`."""
-    port = free_port()
+    port, gpus = free_port(), folder / "gpus"
+    gpus.write_text("""#!/bin/sh\necho '{"name": "gpu", "addresses": ["5", "7"]}'\n""")
+    gpus.chmod(0o755)
+    own = "".join(f"{key} {value}\n" for key, value in properties(port, gpus).items())
     lines = [line for line in conf.read_text().splitlines() if not line.startswith("spark.master")]
     submit = folder / "cluster.conf"
-    submit.write_text("\n".join([*lines, *(f"{k} {v}" for k, v in properties(port, folder).items())]) + "\n")
+    submit.write_text("\n".join(lines) + "\n" + own)
     daemon = folder / "daemon"
     daemon.mkdir()
-    (daemon / "spark-defaults.conf").write_text(
-        "\n".join(f"{k} {v}" for k, v in properties(port, folder).items()) + "\n"
-    )
+    (daemon / "spark-defaults.conf").write_text(own)
     environment = {**os.environ, "SPARK_CONF_DIR": str(daemon), "SPARK_DAEMON_JAVA_OPTS": QUICK}
     master = ["org.apache.spark.deploy.master.Master", "--host", "127.0.0.1", "--port", str(port), "--webui-port", "0"]
     worker = ["org.apache.spark.deploy.worker.Worker", "--host", "127.0.0.1", "--cores", str(cores), "--memory", "2g"]

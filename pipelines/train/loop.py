@@ -45,7 +45,6 @@ class Trainer:
 
     Attributes:
         base_mb: Memory of this rank before it read anything.
-        total_steps: Of the optimizer, in the whole run.
     """
 
     def __init__(self, job: TrainJob, device: torch.device) -> None:
@@ -68,8 +67,8 @@ class Trainer:
         self.network = self.strategy.network
         self.optimizer = make_optimizer(self.train, self.strategy.parameters, is_plain=self.strategy.plain_optimizer)
         self.loader = self._loader(job.snapshot, epochs=self.train.epochs)
-        self.total_steps = len(self.loader) * self.train.epochs
-        self.schedule = make_schedule(self.train, self.optimizer, total_steps=self.total_steps)
+        total_steps = len(self.loader) * self.train.epochs
+        self.schedule = make_schedule(self.train, self.optimizer, total_steps=total_steps)
         self.epochs: list[EpochResult] = []
         self.best_epoch = 0
         self.base_mb = 0.0
@@ -204,7 +203,7 @@ class Trainer:
         tally = Tally(self.job.snapshot, self.judged, self.device, before=before)
         is_told_here = self.strategy.counts and self.strategy.data_rank == 0
         progress = ProgressFile(self.job.progress_path, self.loader.epoch, len(self.loader)) if is_told_here else None
-        self._checkpoints.start(self.loader.step)
+        self._checkpoints.start(self.loader.step, left=len(self.loader) - self.loader.step)
         if self._balance:
             self._balance.start(self.loader.step)
         epoch, is_due = self.loader.epoch, False

@@ -22,17 +22,20 @@ class Pace:
         steps_to_next: Steps from the last look to the next, the same on all ranks.
     """
 
+    FIRST_LOOK_STEPS = 8
+
     def __init__(self, every_s: float, device: torch.device, *, every_steps: int | None = None) -> None:
         self._every_s, self._every_steps, self._device = every_s, every_steps, device
         self._from_step, self._since, self._next = 0, 0.0, 0
         self._seen: tuple[int, float] | None = None  # the last step, and when
         self.steps_to_next = 0
 
-    def start(self, step: int, *, counts_on: bool = False) -> None:
+    def start(self, step: int, *, left: int = FIRST_LOOK_STEPS, counts_on: bool = False) -> None:
         """An epoch begins, or goes on, with `step`.
 
         Args:
             step: Of the epoch.
+            left: Steps to its end; the first look is in front of the last of them.
             counts_on: With the steps and seconds of the epoch before; else anew.
         """
         now = time.monotonic()
@@ -42,7 +45,7 @@ class Pace:
             self._since += now - when
         else:
             self._from_step, self._since = step, now
-            self._look_again(step, in_steps=self._every_steps or 1)
+            self._look_again(step, in_steps=self._every_steps or max(1, min(self.FIRST_LOOK_STEPS, left - 1)))
         self._seen = step, now
 
     def is_due(self, step: int) -> bool:

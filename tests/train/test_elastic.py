@@ -261,7 +261,7 @@ def test_a_server_goes_on_with_the_schedule_of_what_it_learned(tmp_path: Path, m
     part_server = server.PartServer(job, 1)
 
     def load(run: str, noted: int, done: list[list[int]], tensors: dict[str, torch.Tensor]) -> None:
-        header = {"run": run, "total_steps": 36, "steps": 18, "epoch": 0, "noted": noted, "done": done}
+        header = {"run": run, "steps": 18, "epoch": 0, "noted": noted, "done": done}
         header |= {"groups": checkpoint.param_groups(optimizer), "schedule": checkpoint.schedule_state(schedule)}
         part_server._load(0, Message(header, tensors))
 

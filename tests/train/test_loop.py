@@ -216,9 +216,20 @@ def test_checkpoints_by_the_clock(tmp_path: Path, snapshot: Snapshot) -> None:
         update={"keep_checkpoints": 99}
     )
     run_ranks(2, train, job)
-    *inside, last = sorted(path.name for path in tmp_path.glob("epoch-*"))
-    steps = [checkpoint.name_of(0, step) for step in range(1, 9)]
-    assert inside and set(inside) <= set(steps) and last == checkpoint.name_of(1, 0)
+    assert sorted(path.name for path in tmp_path.glob("epoch-*")) == [
+        checkpoint.name_of(0, 8),
+        checkpoint.name_of(1, 0),
+    ]
+
+
+def test_checkpoints_by_the_clock_in_epochs_of_few_steps(tmp_path: Path) -> None:
+    table = feature_table(tmp_path / "t", [48], contract_of(DENSE))
+    job = job_of(tmp_path / "job", table, checkpoint={"every_s": 0.001}, epochs=1)
+    run_ranks(2, train, job.model_copy(update={"keep_checkpoints": 99}))
+    assert sorted(path.name for path in job.folder.glob("epoch-*")) == [
+        checkpoint.name_of(0, 3),
+        checkpoint.name_of(1, 0),
+    ]
 
 
 @pytest.mark.parametrize("every_s", [3600, math.inf])

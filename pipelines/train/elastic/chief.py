@@ -90,7 +90,7 @@ class Chief(Trainer, ABC):
         left = self._resumed.ledger if self._resumed and self.loader.step else None
         self._resumed = None
         progress = ProgressFile(self.job.progress_path, epoch, steps)
-        self._checkpoints.start(self.loader.step)
+        self._checkpoints.start(self.loader.step, left=steps - self.loader.step)
         with self._lock:
             self._begin()
             self._times.clear()

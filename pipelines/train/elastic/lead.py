@@ -80,7 +80,6 @@ class LeadServer(Chief):
                 "run": self._run_id,
                 "groups": groups,
                 "schedule": schedule,
-                "total_steps": self.total_steps,
                 "steps": len(self.loader),
                 "epoch": self.loader.epoch,
                 "noted": Ledger.of(ledger).done if ledger else 0,

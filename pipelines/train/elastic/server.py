@@ -69,7 +69,7 @@ class PartServer:
             for name, tensor in held.items():
                 tensor.copy_(weights[name])
             optimizer = make_optimizer(self._job.train, list(held.values()))
-            schedule = make_schedule(self._job.train, optimizer, total_steps=asked["total_steps"])
+            schedule = make_schedule(self._job.train, optimizer, total_steps=asked["steps"] * self._job.train.epochs)
             checkpoint.put_back_optimizer(state, asked["groups"], held, optimizer)
             if schedule is not None:
                 schedule.load_state_dict(asked["schedule"])  # the chief's, which had not noted what is done here
